@@ -1,0 +1,39 @@
+"""CEMG for Hugging Face: multimodal generative recommendation.
+
+Raw interactions and item content → features → item codes → a T5 that writes codes → ranked real items → the Hub.
+"""
+
+from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
+
+from .errors import CEMGError
+from .models.cemg import (
+    CEMGRQVAE,
+    CEMGConfig,
+    CEMGForConditionalGeneration,
+    CEMGRQVAEConfig,
+    CEMGTokenizer,
+    ItemTrie,
+    PrefixConstrainedLogitsProcessor,
+    Recommendation,
+    constrained_beam_search,
+)
+
+AutoConfig.register("cemg", CEMGConfig)
+AutoTokenizer.register(CEMGConfig, slow_tokenizer_class=CEMGTokenizer)
+AutoModel.register(CEMGConfig, CEMGForConditionalGeneration)
+AutoModelForSeq2SeqLM.register(CEMGConfig, CEMGForConditionalGeneration)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CEMGRQVAE",
+    "CEMGConfig",
+    "CEMGError",
+    "CEMGForConditionalGeneration",
+    "CEMGRQVAEConfig",
+    "CEMGTokenizer",
+    "ItemTrie",
+    "PrefixConstrainedLogitsProcessor",
+    "Recommendation",
+    "constrained_beam_search",
+]

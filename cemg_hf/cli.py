@@ -1,0 +1,221 @@
+"""`cemg …`: the stages as commands. Thin: every command builds settings and calls the package."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .errors import CEMGError
+
+app = typer.Typer(
+    name="cemg",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Multimodal generative recommendation: raw interactions and items in, a recommender for the Hugging Face Hub out.",
+)
+
+RecipeArgument = Annotated[str, typer.Argument(help="Name of a shipped recipe, or path of a YAML file.")]
+Assignments = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting; repeatable.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of every random choice (default: the recipe's).")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")]
+Dataset = Annotated[Path, typer.Option(help="Folder written by `cemg prepare`.")]
+
+
+def _recipe(recipe: str, assignments: list[str] | None, seed: int | None = None, **overrides: Any) -> Any:
+    from .recipes import load_recipe
+
+    changes = {key.replace("__", "."): value for key, value in overrides.items() if value is not None}
+    if seed is not None:
+        changes["seed"] = seed
+    return load_recipe(recipe, assignments or [], changes)
+
+
+def _command() -> str:
+    return shlex.join(["cemg", *sys.argv[1:]])
+
+
+@app.callback()
+def _logging(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also show what libraries log.")] = False) -> None:
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("cemg_hf").setLevel(logging.INFO)
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Run folder (default: runs/<recipe name>).")] = None,
+    interactions: Annotated[str | None, typer.Option(help="Your interactions: Parquet, CSV, JSON lines, `datasets` folder or Hub id.")] = None,
+    items: Annotated[str | None, typer.Option(help="Your items, in any of the same formats.")] = None,
+    images: Annotated[str | None, typer.Option(help="Folder with your images, named <item_id>.jpg, .png, …")] = None,
+    until: Annotated[str, typer.Option(help="Last stage to run: prepare, encode, tokenize, finetune or evaluate.")] = "evaluate",
+    seed: Seed = None,
+    assignments: Assignments = None,
+) -> None:
+    """Run every stage of a recipe: data set, features, item codes, generator, metrics. Run again to resume."""
+    from .training.pipeline import run as run_pipeline
+
+    settings = _recipe(recipe, assignments, seed, prepare__interactions=interactions, prepare__items=items, prepare__images=images)
+    folder = output or Path("runs") / settings.name
+    result = run_pipeline(settings, folder, until=until, command=_command())
+    if result:
+        _show(result, folder)
+
+
+@app.command()
+def quickstart(
+    output: Output = Path("runs/quickstart"),
+    seed: Seed = None,
+    ablations: Annotated[bool, typer.Option("--ablations", help="Also train without image, text and collaborative signal, over several seeds.")] = False,
+    seeds: Annotated[int, typer.Option(help="Number of seeds of the ablations.")] = 3,
+    assignments: Assignments = None,
+) -> None:
+    """Make the built-in sample shop, train a recommender on it and measure it; nothing is downloaded."""
+    from .training.pipeline import run as run_pipeline
+    from .training.pipeline import run_ablations
+
+    settings = _recipe("sample", assignments, seed)
+    if ablations:
+        first = settings.seed
+        result = run_ablations(settings, output, list(range(first, first + seeds)), command=_command())
+        _show(result, output)
+        return
+    result = run_pipeline(settings, output, command=_command())
+    _show(result, output)
+    _example(output)
+
+
+@app.command()
+def prepare(recipe: RecipeArgument, output: Output, seed: Seed = None, assignments: Assignments = None) -> None:
+    """Read, check and filter raw data; write the data set folder that `load_dataset` opens."""
+    from .data.prepare import prepare as prepare_stage
+
+    settings = _recipe(recipe, assignments, seed)
+    prepare_stage(settings.prepare, output, settings.seed)
+
+
+@app.command()
+def encode(recipe: RecipeArgument, dataset: Dataset, output: Output, seed: Seed = None, assignments: Assignments = None) -> None:
+    """Encode images, texts and the interaction graph; write the feature folder."""
+    from .training.encode import encode as encode_stage
+
+    settings = _recipe(recipe, assignments, seed)
+    encode_stage(settings.encode, dataset, output, settings.seed)
+
+
+@app.command()
+def tokenize(
+    recipe: RecipeArgument,
+    features: Annotated[Path, typer.Option(help="Folder written by `cemg encode`.")],
+    output: Output,
+    seed: Seed = None,
+    assignments: Assignments = None,
+) -> None:
+    """Fuse the modalities, train the RQ-VAE and give every item its code; write the tokenizer folder."""
+    from .training.tokenize import tokenize as tokenize_stage
+
+    settings = _recipe(recipe, assignments, seed)
+    tokenize_stage(settings.tokenize, features, output, settings.seed)
+
+
+@app.command()
+def finetune(
+    recipe: RecipeArgument,
+    dataset: Dataset,
+    tokenizer: Annotated[Path, typer.Option(help="Folder written by `cemg tokenize`.")],
+    output: Output,
+    seed: Seed = None,
+    assignments: Assignments = None,
+) -> None:
+    """Train the generator; write the model folder. Run again to resume. For several processes use `accelerate launch training/finetune.py`."""
+    from .training.finetune import finetune as finetune_stage
+
+    settings = _recipe(recipe, assignments, seed)
+    finetune_stage(settings.finetune, dataset, tokenizer, output, settings.seed)
+
+
+@app.command()
+def evaluate(
+    recipe: RecipeArgument,
+    dataset: Dataset,
+    model: Annotated[Path, typer.Option(help="Folder written by `cemg finetune`.")],
+    output: Output,
+    seed: Seed = None,
+    assignments: Assignments = None,
+) -> None:
+    """Rank the whole catalogue for every test user; write metrics and predictions."""
+    from .training.evaluate import METRICS_NAME
+    from .training.evaluate import evaluate as evaluate_stage
+
+    settings = _recipe(recipe, assignments, seed)
+    evaluate_stage(settings.evaluate, dataset, model, output, command=_command(), seed=settings.seed)
+    _show(json.loads((output / METRICS_NAME).read_text()), output)
+
+
+@app.command()
+def recommend(
+    model: Annotated[str, typer.Argument(help="Model folder or Hub id.")],
+    history: Annotated[list[str] | None, typer.Argument(help="Item ids of one user, oldest first. None: a new user.")] = None,
+    k: Annotated[int, typer.Option("-k", help="Items to recommend.")] = 10,
+    exclude_history: Annotated[bool, typer.Option(help="Leave out the items of the history.")] = False,
+    skip_unknown: Annotated[bool, typer.Option("--skip-unknown", help="Leave unknown item ids out of the history instead of failing.")] = False,
+) -> None:
+    """Recommend the next items after a history."""
+    from .models.cemg import CEMGForConditionalGeneration
+
+    generator = CEMGForConditionalGeneration.from_pretrained(model)
+    on_unknown = "skip" if skip_unknown else "error"
+    found = generator.recommend(history or [], k=k, exclude_history=exclude_history, on_unknown=on_unknown)
+    for place, (item_id, score) in enumerate(found, start=1):
+        typer.echo(f"{place:3d}  {item_id}  {score:.4f}")
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that ship with the package."""
+    from .recipes import load_recipe, recipe_names
+
+    for name in recipe_names():
+        typer.echo(f"{name:16s} {load_recipe(name).description}")
+
+
+def _show(result: dict[str, Any], folder: Path) -> None:
+    from .evaluation.report import format_table
+
+    typer.echo(format_table(result["metrics"]))
+    typer.echo(f"\n{result['seconds']:.0f} s in all; everything is in {folder}")
+
+
+def _example(folder: Path) -> None:
+    """One real user of the run: what she bought, and what the model recommends."""
+    from .data import PreparedDataset
+    from .models.cemg import CEMGForConditionalGeneration
+
+    data = PreparedDataset.load(folder / "dataset")
+    titles = dict(data.items_table(["item_id", "title"]).iter_rows())
+    history = [data.item_ids[index] for index in data.evaluation_cases("test").histories[0]]
+    model = CEMGForConditionalGeneration.from_pretrained(folder / "model")
+    typer.echo(f"\nuser {data.user_ids[0]} bought (last 5):")
+    for item_id in history[-5:]:
+        typer.echo(f"  {item_id}  {titles[item_id]}")
+    typer.echo("the model recommends:")
+    for item_id, score in model.recommend(history, k=5, exclude_history=True):
+        typer.echo(f"  {item_id}  {titles[item_id]}  ({score:.2f})")
+
+
+def main() -> None:
+    """Entry point: errors a user can mend are one line, without a traceback."""
+    try:
+        app()
+    except CEMGError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

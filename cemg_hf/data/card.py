@@ -1,0 +1,111 @@
+"""The dataset card: README.md whose front matter makes `load_dataset` open the folder and the Hub show it."""
+
+from __future__ import annotations
+
+import re
+
+import yaml
+
+from .statistics import Statistics
+
+# Identifiers the Hub accepts in `license` (hub-docs, repositories-licenses.md); anything else is "other" with a name.
+HUB_LICENSES = frozenset(
+    """
+    afl-3.0 agpl-3.0 apache-2.0 artistic-2.0 bigcode-openrail-m bigscience-bloom-rail-1.0 bigscience-openrail-m bsd bsd-2-clause
+    bsd-3-clause bsd-3-clause-clear bsl-1.0 c-uda cc cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0
+    cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cc-by-nd-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0
+    cdla-permissive-1.0 cdla-permissive-2.0 cdla-sharing-1.0 creativeml-openrail-m deepfloyd-if-license ecl-2.0 epl-1.0 epl-2.0
+    etalab-2.0 eupl-1.1 gemma gfdl gpl gpl-2.0 gpl-3.0 isc lgpl lgpl-2.1 lgpl-3.0 lgpl-lr llama2 lppl-1.3c mit mpl-2.0 ms-pl ncsa odbl
+    odc-by ofl-1.1 openrail openrail++ osl-3.0 pddl postgresql unknown unlicense wtfpl zlib other
+    """.split()  # noqa: SIM905 -- a list of seventy quoted names would fill the page
+)
+_SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"), (10**8, "10M<n<100M"))
+
+_BODY = """# {name}
+
+Interactions and item content for sequential recommendation, prepared by `cemg prepare` of the Python package cemg_hf.
+
+{statistics}
+
+Of {items:,} items {with_text:,} have text, {with_image:,} have an image, {without:,} have neither.
+{k_core} Removed on the way: {duplicates:,} exact duplicates (same user, item and timestamp), {unknown:,} interactions with an item that is
+not in the catalogue, {rating}{by_k_core:,} interactions of the k-core. {unreadable:,} images could not be read and are null.
+
+## Use
+
+```python
+from datasets import load_dataset
+
+interactions = load_dataset("{path}", "interactions", split="train")
+items = load_dataset("{path}", "items", split="train")
+test = load_dataset("{path}", "splits", split="test")
+```
+
+## Configurations
+
+- `interactions`: user_id, item_id (string), timestamp (int64){rating_column}. Users in order of first appearance, each user's rows by
+  (timestamp, order in the source); rows of one timestamp are never re-sorted.
+- `items`: item_id, title, brand, categories (list), description, image. All but item_id may be null. The row number is the item's index.
+- `splits`: user_id, history (list of item_id, chronological), target (item_id). Leave-one-out: a user's last item is the `test` target,
+  the one before it the `validation` target; the `test` history contains the validation item; `train` is what is left, with its last item
+  as target. Users with fewer than three interactions are in `train` only.
+
+## Licence
+
+{license}
+"""
+
+
+def dataset_card(statistics: Statistics, license_name: str, min_interactions: int, min_rating: float | None, has_rating: bool) -> str:
+    """README.md of a dataset folder: YAML front matter and a body with the statistics and the schema."""
+    cells = statistics.row()
+    table = [f"| {' | '.join(cells)} |", f"|{'|'.join(['---'] + ['---:'] * (len(cells) - 1))}|", f"| {' | '.join(cells.values())} |"]
+    body = _BODY.format(
+        name=statistics.name,
+        path="path/to/this/folder",
+        statistics="\n".join(table),
+        items=statistics.items,
+        with_text=statistics.items_with_text,
+        with_image=statistics.items_with_image,
+        without=statistics.items_without_content,
+        k_core=f"Every user and item has at least {min_interactions} interactions." if min_interactions > 1 else "No k-core was applied.",
+        duplicates=statistics.duplicates_removed,
+        unknown=statistics.unknown_item_interactions,
+        rating=f"{statistics.below_min_rating:,} rated below {min_rating:g} or not at all, " if min_rating is not None else "",
+        by_k_core=statistics.removed_by_k_core,
+        unreadable=statistics.unreadable_images,
+        rating_column=", rating (float64)" if has_rating else "",
+        license=_license_text(license_name),
+    )
+    return f"---\n{yaml.safe_dump(front_matter(statistics, license_name), sort_keys=False, allow_unicode=True)}---\n\n{body}"
+
+
+def front_matter(statistics: Statistics, license_name: str) -> dict[str, object]:
+    """The card's metadata as the Hub documents it for data sets."""
+    return {
+        "pretty_name": statistics.name,
+        **_license_fields(license_name),
+        "size_categories": [next((label for limit, label in _SIZES if statistics.interactions < limit), "n>100M")],
+        "tags": ["recommendation", "sequential-recommendation", *(["multimodal"] if statistics.items_with_image else []), "cemg"],
+        "configs": [
+            {"config_name": "interactions", "data_files": "interactions.parquet", "default": True},
+            {"config_name": "items", "data_files": "items.parquet"},
+            {
+                "config_name": "splits",
+                "data_files": [{"split": split, "path": f"splits/{split}.parquet"} for split in ("train", "validation", "test")],
+            },
+        ],
+    }
+
+
+def _license_fields(license_name: str) -> dict[str, str]:
+    identifier = license_name.strip().lower()
+    if identifier in HUB_LICENSES:
+        return {"license": identifier}
+    return {"license": "other", "license_name": re.sub(r"[^a-z0-9.]+", "-", identifier).strip("-") or "custom"}
+
+
+def _license_text(license_name: str) -> str:
+    if license_name.strip().lower() == "unknown":
+        return "Unknown. Do not redistribute the items' texts and images before it is known."
+    return f"{license_name}."

@@ -1,0 +1,111 @@
+"""Training windows over user sequences and their batches of code tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .ragged import IntArray, Ragged
+
+
+class TrainingWindows(Dataset[int]):
+    """Cuts every user's sequence into windows in which each item is a target exactly once.
+
+    An item-causal model trains all prefixes of a window in one pass. The first window of a user holds `max_history` + 1 items,
+    all of them targets; each further window moves on by `stride` items, so that its new targets see at least
+    `max_history` + 1 − `stride` items of history. A bidirectional model gets one window per target instead.
+
+    The dataset yields window numbers; `collate` turns a list of them into tensors in one vectorised step.
+
+    Args:
+        sequences: training items of each user, chronological.
+        max_history: H, items a target may look back on.
+        item_causal: one window for many targets, or one window per target.
+        stride: new targets per further window (default H // 2, at least 1).
+    """
+
+    def __init__(self, sequences: Ragged, max_history: int, item_causal: bool, stride: int | None = None) -> None:
+        stride = max(1, max_history // 2) if stride is None else stride
+        if not 1 <= stride <= max_history + 1:
+            raise ValueError(f"stride must lie in 1 … max_history + 1 = {max_history + 1}, got {stride}")
+        self.items: IntArray = sequences.values
+        length = sequences.lengths
+        if item_causal:
+            further = np.maximum(0, -(-(length - (max_history + 1)) // stride))
+            windows = np.where(length > 0, 1 + further, 0)
+        else:
+            windows = length
+        user = np.repeat(np.arange(len(sequences)), windows)
+        number = np.arange(len(user)) - np.repeat(np.cumsum(windows) - windows, windows)
+        if item_causal:
+            end = np.minimum(max_history + 1 + number * stride, length[user])
+            first_target = np.where(number > 0, max_history + 1 + (number - 1) * stride, 0)
+        else:
+            end, first_target = number + 1, number
+        begin = np.maximum(0, end - (max_history + 1))
+        self.begin: IntArray = sequences.offsets[user] + begin
+        self.size: IntArray = end - begin
+        """(windows,) items per window, the targets included."""
+        self.skipped: IntArray = first_target - begin
+        """(windows,) leading items of the window that are no targets here, because another window has them."""
+
+    def __len__(self) -> int:
+        return len(self.size)
+
+    def __getitem__(self, window: int) -> int:
+        return window
+
+    @property
+    def num_targets(self) -> int:
+        return int((self.size - self.skipped).sum())
+
+    def item_batch(self, windows: Sequence[int]) -> tuple[IntArray, IntArray]:
+        """Items (B, T) of the windows, padded with −1, and where targets begin (B,)."""
+        chosen = np.asarray(windows)
+        slots = np.arange(self.size[chosen].max())
+        inside = slots < self.size[chosen, None]
+        items = np.where(inside, self.items[np.where(inside, self.begin[chosen, None] + slots, 0)], -1)
+        return items, self.skipped[chosen]
+
+
+class WindowCollator:
+    """Window numbers → `input_ids`, `attention_mask`, `labels` as `CEMGForConditionalGeneration.forward` takes them.
+
+    Args:
+        windows: the windows.
+        item_tokens: (N, M) token ids of every item.
+        history_start_id: id of `<s>`.
+        item_causal: all items of a window are targets, each seeing the items before it; otherwise only the last one is.
+    """
+
+    def __init__(self, windows: TrainingWindows, item_tokens: Tensor, history_start_id: int, item_causal: bool) -> None:
+        self.windows = windows
+        self.item_tokens = item_tokens
+        self.history_start_id = history_start_id
+        self.item_causal = item_causal
+
+    def __call__(self, batch: Sequence[int]) -> dict[str, Tensor]:
+        items_array, skipped = self.windows.item_batch(batch)
+        items = torch.from_numpy(items_array)
+        size = (items >= 0).sum(dim=1, keepdim=True)
+        slots = torch.arange(items.shape[1])
+        # The last item of a window is a target only: it is no history of any other target of the window.
+        is_history = slots[:-1] < size - 1
+        tokens = self.item_tokens[items.clamp(min=0)]
+        history = tokens[:, :-1].masked_fill(~is_history.unsqueeze(-1), 0).flatten(1)
+        start = torch.full((len(items), 1), self.history_start_id)
+        attention = is_history.long().repeat_interleave(tokens.shape[-1], dim=1)
+        if self.item_causal:
+            is_target = (slots >= torch.from_numpy(skipped).unsqueeze(1)) & (items >= 0)
+            labels = tokens.masked_fill(~is_target.unsqueeze(-1), -100).flatten(1)
+        else:
+            labels = tokens[torch.arange(len(items)), size.squeeze(1) - 1]
+        return {
+            "input_ids": torch.cat([start, history], dim=1),
+            "attention_mask": torch.cat([torch.ones_like(start), attention], dim=1),
+            "labels": labels,
+        }

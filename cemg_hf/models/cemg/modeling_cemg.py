@@ -1,0 +1,357 @@
+"""The CEMG generator: a T5 that reads a history of item codes and writes the codes of the next item."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import T5ForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
+from transformers.models.t5.modeling_t5 import T5Stack
+from transformers.utils import cached_file
+
+from .configuration_cemg import CEMGConfig
+from .generation_cemg import ItemTrie, PrefixConstrainedLogitsProcessor, constrained_beam_search
+from .tokenization_cemg import CEMGTokenizer
+
+DEFAULT_NUM_BEAMS = 20
+REMOTE_CODE = {
+    "AutoConfig": "configuration_cemg.CEMGConfig",
+    "AutoModel": "modeling_cemg.CEMGForConditionalGeneration",
+    "AutoModelForSeq2SeqLM": "modeling_cemg.CEMGForConditionalGeneration",
+}
+
+
+class Recommendation(NamedTuple):
+    """One recommended item and its score, Σ log p over the M codes (eq. 6)."""
+
+    item_id: str
+    score: float
+
+
+def items_before(attention_mask: Tensor, num_levels: int) -> Tensor:
+    """Number of the item each token belongs to, counted from 1; `<s>` belongs to item 0, wherever the padding stands.
+
+    Args: attention_mask (B, S), 1 = token. Returns (B, S) int64.
+    """
+    position = attention_mask.long().cumsum(dim=-1) - 1
+    return (position + num_levels - 1).div(num_levels, rounding_mode="floor")
+
+
+def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """(…, Q, S) bool → float mask (…, 1, Q, S) that T5 adds to its attention scores."""
+    return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min).unsqueeze(-3)
+
+
+class CEMGEncoder(T5Stack):
+    """T5's encoder, item-causal when the configuration says so, whoever calls it (training, `recommend`, `generate`)."""
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutput:
+        if self.config.item_causal:
+            given = input_ids if input_ids is not None else inputs_embeds
+            if attention_mask is None:
+                attention_mask = torch.ones(given.shape[:2], dtype=torch.long, device=given.device)
+            item = items_before(attention_mask, self.config.num_levels)
+            allowed = (item.unsqueeze(1) <= item.unsqueeze(2)) & attention_mask.bool().unsqueeze(1)
+            attention_mask = additive(allowed, self.embed_tokens.weight.dtype)
+        return super().forward(input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs)
+
+
+class CEMGForConditionalGeneration(T5ForConditionalGeneration):
+    """T5 over item codes with `recommend`.
+
+    Loading a folder (or Hub repository) that holds a tokenizer too attaches it, so that `recommend` works at once:
+
+        >>> model = AutoModel.from_pretrained("org/cemg-beauty")
+        >>> model.recommend(["B004756YJA", "B004ZT0SSG"], k=10)
+    """
+
+    config_class = CEMGConfig
+
+    def __init__(self, config: CEMGConfig) -> None:
+        super().__init__(config)
+        encoder_config = self.encoder.config
+        self.encoder = CEMGEncoder(encoder_config)
+        self.tokenizer: CEMGTokenizer | None = None
+        self._trie: ItemTrie | None = None
+        self.generation_config.update(
+            max_new_tokens=config.num_levels,
+            max_length=None,
+            eos_token_id=None,
+            num_beams=DEFAULT_NUM_BEAMS,
+            length_penalty=0.0,
+            decoder_start_token_id=config.decoder_start_token_id,
+            pad_token_id=config.pad_token_id,
+            bos_token_id=config.bos_token_id,
+        )
+        self.post_init()
+
+    # ---- loading and saving ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; a tokenizer in the same place is loaded and attached.
+
+        Raises:
+            ValueError: the tokenizer's catalogue is not the one the model was trained on.
+        """
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        where = {key: kwargs[key] for key in ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder") if key in kwargs}
+        catalogue = cached_file(
+            pretrained_model_name_or_path,
+            CEMGTokenizer.vocab_files_names["item_ids_file"],
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            **where,
+        )
+        if catalogue is not None:
+            model.set_tokenizer(CEMGTokenizer.from_pretrained(pretrained_model_name_or_path, **where))
+        return loaded
+
+    @classmethod
+    def from_t5(cls, backbone: T5ForConditionalGeneration, tokenizer: CEMGTokenizer, **settings: Any) -> CEMGForConditionalGeneration:
+        """A generator that continues from any T5: its weights, with one embedding row added per code token.
+
+        Args:
+            backbone: the pretrained T5.
+            tokenizer: made with `base_vocab_size=backbone.config.vocab_size`, so that code tokens follow the T5's own.
+            settings: further `CEMGConfig` fields, such as `item_causal`.
+        """
+        if tokenizer.base_vocab_size != backbone.config.vocab_size:
+            raise ValueError(
+                f"the tokenizer leaves room for {tokenizer.base_vocab_size} backbone tokens, the T5 has {backbone.config.vocab_size}; "
+                f"make the tokenizer with base_vocab_size={backbone.config.vocab_size}"
+            )
+        network = {key: value for key, value in backbone.config.to_dict().items() if key not in ("vocab_size", "model_type", "architectures", "bos_token_id")}
+        config = CEMGConfig(**{**network, **tokenizer.geometry(), "tie_word_embeddings": True, **settings})
+        backbone.resize_token_embeddings(config.vocab_size)
+        model = cls(config)
+        model.load_state_dict(backbone.state_dict())
+        model.set_tokenizer(tokenizer)
+        return model
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """As in transformers; the attached tokenizer and the code that loads both without this package go with it."""
+        self.config.auto_map = dict(REMOTE_CODE)
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(save_directory)
+
+    def set_tokenizer(self, tokenizer: CEMGTokenizer) -> None:
+        """Attach the catalogue that `recommend` writes from.
+
+        Raises:
+            ValueError: another geometry, or another catalogue than the one the model was trained on.
+        """
+        for name, value in tokenizer.geometry().items():
+            if getattr(self.config, name) != value:
+                raise ValueError(f"tokenizer and model do not belong together: {name} is {value} in the tokenizer, {getattr(self.config, name)} in the model")
+        if self.config.catalogue_fingerprint is None:
+            self.config.catalogue_fingerprint = tokenizer.catalogue_fingerprint
+        elif self.config.catalogue_fingerprint != tokenizer.catalogue_fingerprint:
+            raise ValueError(
+                f"tokenizer and model do not belong together: the model was trained on catalogue {self.config.catalogue_fingerprint[:12]}…, "
+                f"the tokenizer holds catalogue {tokenizer.catalogue_fingerprint[:12]}…; load the tokenizer saved with this model"
+            )
+        self.tokenizer = tokenizer
+        self._trie = ItemTrie(tokenizer.item_codes, self.config.codebook_size)
+
+    @property
+    def trie(self) -> ItemTrie:
+        """The catalogue's trie, on the model's device."""
+        if self._trie is None:
+            raise ValueError("the model has no catalogue yet; load it from a folder that holds its tokenizer, or call model.set_tokenizer(tokenizer)")
+        self._trie = self._trie.to(self.device)
+        return self._trie
+
+    def prefix_constraint(self) -> PrefixConstrainedLogitsProcessor:
+        """The logits processor that keeps plain `generate` inside the catalogue."""
+        return PrefixConstrainedLogitsProcessor(self.trie, self.config.first_code_id)
+
+    # ---- training ---------------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> Seq2SeqLMOutput:
+        """T5's forward; with `labels`, the loss of eq. 5 over the K codes of each level.
+
+        Args:
+            input_ids: (B, S) histories, `<s>` and M tokens per item.
+            attention_mask: (B, S), 1 = token.
+            labels: (B, M) the item after the whole history, or, for an item-causal model, (B, T·M): T targets one after the
+                other, of which target t (from 0) sees the first t items of the history. −100 is ignored.
+            num_items_in_batch: divide the summed loss by this number of label tokens instead of by the batch's own.
+
+        Returns:
+            Without labels T5's output over the whole vocabulary; with labels `loss` and `logits` (B, T·M, K), where the logits at
+            a position are over the codes of its level.
+        """
+        if labels is None:
+            return super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        if input_ids is None:
+            raise ValueError("labels need input_ids")
+        levels = self.config.num_levels
+        if labels.shape[1] % levels:
+            raise ValueError(f"labels must hold whole items of {levels} codes, got {labels.shape[1]} positions")
+        if labels.shape[1] > levels and not self.config.item_causal:
+            raise ValueError("several targets per history need an item-causal model; give a bidirectional one a sample per prefix")
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        blocks = labels.view(labels.shape[0], -1, levels)
+        level_offsets = self.config.first_code_id + self.config.codebook_size * torch.arange(levels, device=labels.device)
+        ignored = blocks == -100
+        tokens = blocks.masked_fill(ignored, self.config.pad_token_id)
+        start = torch.full_like(tokens[..., :1], self.config.decoder_start_token_id)
+        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        prefixes = torch.cat([start, tokens[..., :-1]], dim=-1)
+        hidden = self._decode_blocks(prefixes, states, attention_mask, one_target_per_prefix=blocks.shape[1] > 1)
+        logits = self._level_logits(hidden, first_level=0)
+        codes = (blocks - level_offsets).masked_fill(ignored, -100)
+        loss = functional.cross_entropy(logits.flatten(0, -2).float(), codes.flatten(), ignore_index=-100, reduction="sum")
+        loss = loss / ((~ignored).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+        return Seq2SeqLMOutput(loss=loss, logits=logits.flatten(1, 2), encoder_last_hidden_state=states)
+
+    def _decode_blocks(self, prefixes: Tensor, states: Tensor, attention_mask: Tensor, one_target_per_prefix: bool) -> Tensor:
+        """Decoder over T independent blocks per user in one pass, sharing the user's encoder states.
+
+        The blocks lie one after the other in one sequence. Each is causal in itself and sees no other block; T5's relative
+        positions make a block's place in the sequence immaterial.
+
+        Args:
+            prefixes: (B, T, m) decoder tokens of each block, the start token first.
+            states: (B, S, D) encoder output.
+            attention_mask: (B, S).
+            one_target_per_prefix: block t sees the first t items only; otherwise every block sees the whole history.
+
+        Returns: (B, T, m, D) hidden states, scaled for the head.
+        """
+        batch, count, length = prefixes.shape
+        dtype = self.shared.weight.dtype
+        token = torch.arange(count * length, device=prefixes.device)
+        block = token.div(length, rounding_mode="floor")
+        own = (block.unsqueeze(0) == block.unsqueeze(1)) & (token.unsqueeze(0) <= token.unsqueeze(1))
+        seen = attention_mask.bool().unsqueeze(1)
+        if one_target_per_prefix:
+            seen = seen & (items_before(attention_mask, self.config.num_levels).unsqueeze(1) <= block.view(1, -1, 1))
+        hidden = self.decoder(
+            input_ids=prefixes.flatten(1),
+            attention_mask=additive(own.unsqueeze(0), dtype),
+            encoder_hidden_states=states,
+            encoder_attention_mask=additive(seen.expand(batch, count * length, -1), dtype),
+            use_cache=False,
+        ).last_hidden_state
+        if self.config.scale_decoder_outputs:
+            hidden = hidden * self.model_dim**-0.5
+        return hidden.view(batch, count, length, -1)
+
+    def _level_logits(self, hidden: Tensor, first_level: int) -> Tensor:
+        """(..., m, D) hidden states of levels first_level … first_level + m − 1 → (..., m, K) logits over each level's codes."""
+        size, count = self.config.codebook_size, hidden.shape[-2]
+        first = self.config.first_code_id + first_level * size
+        if type(self.lm_head) is nn.Linear:
+            codes = self.lm_head.weight[first : first + count * size].view(count, size, -1)
+            return torch.einsum("...md,mkd->...mk", hidden, codes)
+        # An adapter (LoRA with trainable token rows) stands in the head's place: only its forward knows the current weights.
+        every = self.lm_head(hidden)[..., first : first + count * size].unflatten(-1, (count, size))
+        return every.diagonal(dim1=-3, dim2=-2).movedim(-1, -2)
+
+    # ---- recommending -------------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def rank(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        num_beams: int,
+        excluded_items: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Best items for a batch of tokenized histories.
+
+        Args:
+            input_ids, attention_mask: (B, S) as `tokenizer(histories, padding=True, return_tensors="pt")` gives them.
+            num_beams: length of the lists; as many beams as items make the search exhaustive.
+            excluded_items: (B, E) item indices that must not come out, −1 = none.
+
+        Returns: item indices (B, ≤ num_beams) int64, best first, −1 where no further item is possible, and scores, fp32.
+        """
+        trie = self.trie
+        input_ids, attention_mask = input_ids.to(self.device), attention_mask.to(self.device)
+        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        size = self.config.codebook_size
+
+        def level_log_probs(prefixes: Tensor) -> Tensor:
+            level = prefixes.shape[-1]
+            offsets = self.config.first_code_id + size * torch.arange(level, device=prefixes.device)
+            start = torch.full_like(prefixes[..., :1], 0) if level else prefixes.new_zeros(*prefixes.shape[:-1], 1)
+            tokens = torch.cat([start + self.config.decoder_start_token_id, prefixes + offsets], dim=-1)
+            hidden = self._decode_blocks(tokens, states, attention_mask, one_target_per_prefix=False)
+            return self._level_logits(hidden[..., -1:, :], first_level=level).squeeze(-2).float().log_softmax(dim=-1)
+
+        excluded = None if excluded_items is None else excluded_items.to(self.device)
+        return constrained_beam_search(level_log_probs, trie, len(input_ids), num_beams, excluded)
+
+    def recommend(
+        self,
+        histories: Sequence[str] | Sequence[Sequence[str]],
+        k: int = 10,
+        *,
+        exclude_history: bool = False,
+        num_beams: int | None = None,
+        batch_size: int = 64,
+        on_unknown: str = "error",
+    ) -> list[Recommendation] | list[list[Recommendation]]:
+        """The k most probable next items of each history; every one of them is an item of the catalogue.
+
+        Args:
+            histories: item ids in chronological order, of one user or of a list of users. An empty history is a new user.
+            k: items per list; the list is shorter only when fewer items are possible.
+            exclude_history: leave out every item of the given history, also those before the last `max_history`.
+            num_beams: beams of the search, at least k (default: max(k, 20)).
+            batch_size: users per forward pass.
+            on_unknown: item ids that are not in the catalogue raise ("error") or are left out of the history ("skip").
+
+        Returns: one list of `Recommendation(item_id, score)` per history, best first; for one history just its list.
+
+        Raises:
+            ValueError: no tokenizer attached, k < 1, num_beams < k, or unknown item ids.
+        """
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        num_beams = max(k, DEFAULT_NUM_BEAMS) if num_beams is None else num_beams
+        if num_beams < k:
+            raise ValueError(f"num_beams={num_beams} cannot fill lists of k={k}; use at least k beams")
+        _ = self.trie  # raises when no catalogue is attached
+        tokenizer = self.tokenizer
+        assert tokenizer is not None
+        single = tokenizer.is_one_history(histories)
+        batch: list[Sequence[str]] = [histories] if single else list(histories)  # type: ignore[list-item]
+        known = [tokenizer.item_indices(history, on_unknown=on_unknown) for history in batch]
+        training = self.training
+        self.eval()
+        results: list[list[Recommendation]] = []
+        for first in range(0, len(known), batch_size):
+            part = known[first : first + batch_size]
+            inputs = tokenizer.pad({"input_ids": [tokenizer.history_ids(indices) for indices in part]}, return_tensors="pt")
+            excluded = nn.utils.rnn.pad_sequence(part, batch_first=True, padding_value=-1) if exclude_history else None
+            items, scores = self.rank(inputs["input_ids"], inputs["attention_mask"], num_beams, excluded)
+            for row, values in zip(items[:, :k].tolist(), scores[:, :k].tolist(), strict=True):
+                found = [Recommendation(tokenizer.item_ids[item], score) for item, score in zip(row, values, strict=True) if item >= 0]
+                results.append(found)
+        self.train(training)
+        return results[0] if single else results

@@ -1,0 +1,68 @@
+"""Ranked items for many histories with a trained generator, in length-bucketed batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tqdm.auto import tqdm
+
+from ..data import Ragged
+from ..models.cemg import CEMGForConditionalGeneration
+
+
+def rank_histories(
+    model: CEMGForConditionalGeneration,
+    histories: Ragged,
+    k: int,
+    *,
+    num_beams: int | None = None,
+    exclude_history: bool = False,
+    batch_size: int = 128,
+    progress: str | None = None,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """The k most probable next items of every history.
+
+    Args:
+        model: a generator with its tokenizer attached, in evaluation mode.
+        histories: item indices, one row per user, chronological.
+        k: length of the lists.
+        num_beams: beams of the search (default k).
+        exclude_history: leave out all items of the row, also those before the model's `max_history`.
+        progress: label of a progress bar, none when omitted.
+
+    Returns:
+        item indices (rows, k), best first, −1 where fewer items are possible, and their scores, Σ log p (−inf there).
+    """
+    num_beams = k if num_beams is None else num_beams
+    config = model.config
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise ValueError("the model has no catalogue; call model.set_tokenizer(tokenizer)")
+    ranked = np.full((len(histories), k), -1, dtype=np.int64)
+    scores = np.full((len(histories), k), -np.inf, dtype=np.float32)
+    recent = histories.last(config.max_history)
+    order = np.argsort(-recent.lengths, kind="stable")
+    with tqdm(total=len(order), desc=progress, unit="user", disable=progress is None, leave=False) as bar:
+        for first in range(0, len(order), batch_size):
+            rows = order[first : first + batch_size]
+            items = torch.from_numpy(pad(recent.take(rows)))
+            present = items >= 0
+            tokens = tokenizer.item_tokens[items.clamp(min=0)].flatten(1)
+            start = torch.full((len(rows), 1), config.bos_token_id)
+            attention = torch.cat([torch.ones_like(start), present.long().repeat_interleave(config.num_levels, dim=1)], dim=1)
+            excluded = torch.from_numpy(pad(histories.take(rows))) if exclude_history else None
+            best, values = model.rank(torch.cat([start, tokens], dim=1), attention, num_beams, excluded)
+            width = min(k, best.shape[1])
+            ranked[rows, :width] = best[:, :width].cpu().numpy()
+            scores[rows, :width] = values[:, :width].cpu().numpy()
+            bar.update(len(rows))
+    return ranked, scores
+
+
+def pad(rows: Ragged) -> npt.NDArray[np.int64]:
+    """(rows, longest) values, padded at the end with −1."""
+    lengths = rows.lengths
+    padded = np.full((len(rows), int(lengths.max(initial=0))), -1, dtype=np.int64)
+    padded[np.arange(padded.shape[1]) < lengths[:, None]] = rows.values
+    return padded

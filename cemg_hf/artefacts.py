@@ -17,13 +17,16 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 from .errors import CEMGError
 
 MANIFEST_NAME = "manifest.json"
+MANIFEST_KEYS = ("stage", "settings", "inputs", "seed")
 REPORTED_PACKAGES = ("cemg-hf", "torch", "torchvision", "transformers", "accelerate", "datasets", "torch-geometric", "peft", "numpy")
 
 
@@ -58,34 +61,44 @@ def fingerprint_path(path: str | Path) -> str:
     path = Path(path)
     if path.is_file():
         return fingerprint(path.read_bytes())
-    if (path / MANIFEST_NAME).is_file():
-        manifest = json.loads((path / MANIFEST_NAME).read_text())
-        return fingerprint(json.dumps({key: manifest[key] for key in ("stage", "settings", "inputs", "seed")}, sort_keys=True))
+    manifest = read_manifest(path)
+    if manifest is not None:
+        return fingerprint(json.dumps({key: manifest[key] for key in MANIFEST_KEYS}, sort_keys=True))
     if not path.is_dir():
         raise CEMGError(f"{path}: no such file or folder")
     files = sorted(p for p in path.rglob("*") if p.is_file())
     return fingerprint(*(part for file in files for part in (str(file.relative_to(path)), file.read_bytes())))
 
 
-def is_current(folder: str | Path, manifest: Manifest) -> bool:
-    """Whether `folder` was written by a finished stage from exactly these settings, inputs and seed."""
+def read_manifest(folder: str | Path) -> dict[str, Any] | None:
+    """The manifest of a stage's output; None where there is none, or where a file of that name is something else."""
     path = Path(folder) / MANIFEST_NAME
     if not path.is_file():
-        return False
-    written = json.loads(path.read_text())
-    return {key: written.get(key) for key in manifest.as_dict()} == manifest.as_dict()
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # `manifest.json` is a common name: a user's own may be anything
+        return None
+    return content if isinstance(content, dict) and content.keys() >= set(MANIFEST_KEYS) else None
+
+
+def is_current(folder: str | Path, manifest: Manifest) -> bool:
+    """Whether `folder` was written by a finished stage from exactly these settings, inputs and seed."""
+    written = read_manifest(folder)
+    return written is not None and {key: written[key] for key in MANIFEST_KEYS} == manifest.as_dict()
 
 
 @contextmanager
 def write_folder(folder: str | Path, manifest: Manifest) -> Iterator[Path]:
     """Yield a scratch folder that replaces `folder`, manifest included, when the block ends without an error."""
-    final = Path(folder)
+    final = Path(folder).resolve()  # "." has no name to put a scratch folder beside; a link stays a link
     scratch = final.with_name(f".{final.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     started = time.perf_counter()
     yield scratch
-    write_json(scratch / MANIFEST_NAME, {**manifest.as_dict(), "versions": versions(), "machine": machine(), "seconds": round(time.perf_counter() - started, 2)})
+    made = {"versions": versions(), "machine": machine(), "seconds": round(time.perf_counter() - started, 2)}
+    write_json(scratch / MANIFEST_NAME, manifest.as_dict() | made)
     replace_folder(scratch, final)
 
 
@@ -105,7 +118,7 @@ def write_json(path: str | Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.partial")
     scratch.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
-    os.replace(scratch, path)
+    scratch.replace(path)
 
 
 def versions() -> dict[str, str]:
@@ -128,10 +141,37 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Git commit of the package's checkout ("-dirty" when files differ from it), or "unknown" outside one."""
+    """Git commit of the package's checkout ("-dirty" when files differ from it), or "unknown" outside one.
+
+    An installed copy names the commit of the checkout it was installed from. A repository that merely surrounds the package (a
+    virtual environment inside somebody's project) is not asked.
+    """
     here = Path(__file__).resolve().parent
-    run = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], cwd=here, capture_output=True, text=True)
-    return run.stdout.strip() if run.returncode == 0 else "unknown"
+    if _git("ls-files", "--error-unmatch", "artefacts.py", folder=here) is None:
+        checkout = _installed_from()
+        if checkout is None or _git("ls-files", "--error-unmatch", f"{here.name}/artefacts.py", folder=checkout) is None:
+            return "unknown"
+        here = checkout
+    return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*", folder=here) or "unknown"
+
+
+def _git(*arguments: str, folder: Path) -> str | None:
+    """Output of a git command in `folder`; None when it fails or there is no git."""
+    program = shutil.which("git")
+    if program is None or not folder.is_dir():
+        return None
+    run = subprocess.run([program, *arguments], cwd=folder, capture_output=True, text=True)
+    return run.stdout.strip() if run.returncode == 0 else None
+
+
+def _installed_from() -> Path | None:
+    """Folder that `pip install .` was given, from the record pip leaves (PEP 610)."""
+    try:
+        record = distribution("cemg-hf").read_text("direct_url.json")
+    except PackageNotFoundError:
+        return None
+    address = urlparse(json.loads(record)["url"]) if record else None
+    return Path(url2pathname(address.path)) if address is not None and address.scheme == "file" else None
 
 
 def result_envelope(

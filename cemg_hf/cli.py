@@ -6,12 +6,17 @@ import json
 import logging
 import shlex
 import sys
+import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .errors import CEMGError
+
+if TYPE_CHECKING:
+    from .models.cemg import CEMGForConditionalGeneration
+    from .recipes import Recipe
 
 app = typer.Typer(
     name="cemg",
@@ -27,7 +32,7 @@ Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")
 Dataset = Annotated[Path, typer.Option(help="Folder written by `cemg prepare`.")]
 
 
-def _recipe(recipe: str, assignments: list[str] | None, seed: int | None = None, **overrides: Any) -> Any:
+def _recipe(recipe: str, assignments: list[str] | None, seed: int | None = None, **overrides: Any) -> Recipe:
     from .recipes import load_recipe
 
     changes = {key.replace("__", "."): value for key, value in overrides.items() if value is not None}
@@ -44,13 +49,15 @@ def _command() -> str:
 def _logging(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also show what libraries log.")] = False) -> None:
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("cemg_hf").setLevel(logging.INFO)
+    if not verbose:  # torch-geometric says this of itself at every import
+        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
 
 
 @app.command()
 def run(
     recipe: RecipeArgument,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Run folder (default: runs/<recipe name>).")] = None,
-    interactions: Annotated[str | None, typer.Option(help="Your interactions: Parquet, CSV, JSON lines, `datasets` folder or Hub id.")] = None,
+    interactions: Annotated[str | None, typer.Option(help="Interactions: Parquet, CSV, JSON lines, `datasets` folder or Hub id.")] = None,
     items: Annotated[str | None, typer.Option(help="Your items, in any of the same formats.")] = None,
     images: Annotated[str | None, typer.Option(help="Folder with your images, named <item_id>.jpg, .png, …")] = None,
     until: Annotated[str, typer.Option(help="Last stage to run: prepare, encode, tokenize, finetune or evaluate.")] = "evaluate",
@@ -71,7 +78,7 @@ def run(
 def quickstart(
     output: Output = Path("runs/quickstart"),
     seed: Seed = None,
-    ablations: Annotated[bool, typer.Option("--ablations", help="Also train without image, text and collaborative signal, over several seeds.")] = False,
+    ablations: Annotated[bool, typer.Option("--ablations", help="Also train without each modality, over several seeds.")] = False,
     seeds: Annotated[int, typer.Option(help="Number of seeds of the ablations.")] = 3,
     assignments: Assignments = None,
 ) -> None:
@@ -132,7 +139,7 @@ def finetune(
     seed: Seed = None,
     assignments: Assignments = None,
 ) -> None:
-    """Train the generator; write the model folder. Run again to resume. For several processes use `accelerate launch training/finetune.py`."""
+    """Train the generator; write the model folder. Run again to resume. Several processes: `accelerate launch training/finetune.py`."""
     from .training.finetune import finetune as finetune_stage
 
     settings = _recipe(recipe, assignments, seed)
@@ -163,14 +170,15 @@ def recommend(
     history: Annotated[list[str] | None, typer.Argument(help="Item ids of one user, oldest first. None: a new user.")] = None,
     k: Annotated[int, typer.Option("-k", help="Items to recommend.")] = 10,
     exclude_history: Annotated[bool, typer.Option(help="Leave out the items of the history.")] = False,
-    skip_unknown: Annotated[bool, typer.Option("--skip-unknown", help="Leave unknown item ids out of the history instead of failing.")] = False,
+    skip_unknown: Annotated[bool, typer.Option("--skip-unknown", help="Leave unknown item ids out of the history.")] = False,
 ) -> None:
-    """Recommend the next items after a history."""
-    from .models.cemg import CEMGForConditionalGeneration
-
-    generator = CEMGForConditionalGeneration.from_pretrained(model)
+    """Recommend the next items after a history: rank, item id and score, Σ log p."""
+    generator = _load_model(model)
     on_unknown = "skip" if skip_unknown else "error"
-    found = generator.recommend(history or [], k=k, exclude_history=exclude_history, on_unknown=on_unknown)
+    try:
+        found = generator.recommend(history or [], k=k, exclude_history=exclude_history, on_unknown=on_unknown)
+    except ValueError as error:  # models/ does not know CEMGError: it loads from a Hub folder without this package
+        raise CEMGError(str(error).replace("pass on_unknown='skip'", "use --skip-unknown")) from error
     for place, (item_id, score) in enumerate(found, start=1):
         typer.echo(f"{place:3d}  {item_id}  {score:.4f}")
 
@@ -182,6 +190,27 @@ def recipes() -> None:
 
     for name in recipe_names():
         typer.echo(f"{name:16s} {load_recipe(name).description}")
+
+
+def _load_model(model: str) -> CEMGForConditionalGeneration:
+    """A model with its catalogue, from a folder or the Hub.
+
+    Raises:
+        CEMGError: nothing of that name, no CEMG model, or a tokenizer that is missing or belongs to another model.
+    """
+    from .models.cemg import CEMGForConditionalGeneration
+
+    if Path(model).is_dir() and not (Path(model) / "config.json").is_file():
+        raise CEMGError(f"{model}: not a model folder; train one with `cemg finetune`, or name the folder `model` of a run")
+    try:
+        generator: CEMGForConditionalGeneration = CEMGForConditionalGeneration.from_pretrained(model)
+    except OSError as error:
+        raise CEMGError(f"{model}: no such model folder, and the Hub did not give it ({str(error).splitlines()[0]})") from error
+    except ValueError as error:
+        raise CEMGError(f"{model}: {error}") from error
+    if generator.tokenizer is None:
+        raise CEMGError(f"{model}: holds no item tokenizer; copy the files of the tokenizer it was trained with beside it")
+    return generator
 
 
 def _show(result: dict[str, Any], folder: Path) -> None:
@@ -213,7 +242,7 @@ def main() -> None:
     try:
         app()
     except CEMGError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {' '.join(str(error).splitlines())}", err=True)
         raise SystemExit(2) from None
 
 

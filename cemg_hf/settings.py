@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -98,6 +100,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise CEMGError(f"{path}: no such file")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise CEMGError(f"{path}: not a text file in UTF-8; give a YAML file") from error
     except yaml.YAMLError as error:
         raise CEMGError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -111,18 +115,47 @@ def override(values: Mapping[str, Any], assignments: list[str]) -> dict[str, Any
     Raises:
         CEMGError: an assignment without "=", or one that goes through a value that holds no keys.
     """
-    changed: dict[str, Any] = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    changed = dict(values)
     for assignment in assignments:
         path, sign, text = assignment.partition("=")
         if not sign:
             raise CEMGError(f"--set {assignment}: expected section.key=value")
-        *sections, key = path.strip().split(".")
-        place = changed
-        for section in sections:
-            inner = place.get(section) or {}
-            if not isinstance(inner, Mapping):
-                raise CEMGError(f"--set {assignment}: '{section}' holds a value, not settings")
-            place[section] = dict(inner)
-            place = place[section]
-        place[key] = yaml.safe_load(text)
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise CEMGError(f"--set {assignment}: the value is not valid YAML: {' '.join(str(error).split())}") from error
+        changed = assign(changed, path.strip(), value, f"--set {assignment}")
     return changed
+
+
+def assign(values: Mapping[str, Any], path: str, value: Any, where: str) -> dict[str, Any]:
+    """A copy of `values` in which the key at `path` ("a.b.c") has this value; sections on the way are made where they are missing.
+
+    Raises:
+        CEMGError: the path goes through a value that holds no keys.
+    """
+    changed = dict(values)
+    *sections, key = path.split(".")
+    place = changed
+    for section in sections:
+        inner = {} if place.get(section) is None else place[section]
+        if not isinstance(inner, Mapping):
+            raise CEMGError(f"{where}: '{section}' holds a value ({inner!r}), not settings")
+        place[section] = dict(inner)
+        place = place[section]
+    place[key] = value
+    return changed
+
+
+def expand_path(value: str, argument: str) -> str:
+    """`value` with `~` and environment variables filled in.
+
+    Raises:
+        CEMGError: a variable that is not set (names it).
+    """
+    expanded = os.path.expandvars(value)
+    unset = re.search(r"\$(\w+|\{\w+\})", expanded)
+    if unset:
+        name = unset.group(1).strip("{}")
+        raise CEMGError(f"{argument} = {value!r}: environment variable {name} is not set; export {name}=… or write the path out")
+    return str(Path(expanded).expanduser()) if expanded.startswith("~") else expanded

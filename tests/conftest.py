@@ -10,7 +10,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 
-SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+SHARED_DATA = Path(os.environ.get("CEMG_SHARED_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+"""`CEMG_SHARED_DATA` names the folder for a checkout that does not lie beside it, such as the copy `.ci/run` tests."""
 
 
 @pytest.fixture(scope="session")

@@ -8,40 +8,44 @@ The run folder holds what `cemg run` makes; stages that come before and are miss
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
-from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 from accelerate import PartialState
-from transformers import HfArgumentParser
 
 from cemg_hf import CEMGError
 from cemg_hf.recipes import load_recipe
 from cemg_hf.training.finetune import LoraSettings, finetune
 from cemg_hf.training.pipeline import STAGES, run
 
+EARLIER_STAGES_TIMEOUT = timedelta(hours=12)
+"""How long the other processes wait while the main one encodes and tokenizes."""
 
-@dataclass
-class Arguments:
-    """What to train and where."""
 
-    config: str = field(metadata={"help": "Name of a shipped recipe, or path of a YAML file."})
-    run: str | None = field(default=None, metadata={"help": "Run folder (default: runs/<recipe name>)."})
-    lora: bool = field(default=False, metadata={"help": "Train low-rank adapters (needs finetune.generator.init_from)."})
-    set: list[str] = field(default_factory=list, metadata={"help": "section.key=value changes to the recipe."})
-    seed: int | None = field(default=None, metadata={"help": "Seed (default: the recipe's)."})
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Train the generator of a run, on one process or many (accelerate launch).")
+    parser.add_argument("--config", required=True, help="name of a shipped recipe, or path of a YAML file")
+    parser.add_argument("--run", type=Path, help="run folder (default: runs/<recipe name>)")
+    parser.add_argument("--lora", action="store_true", help="train low-rank adapters (needs finetune.generator.init_from)")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="SECTION.KEY=VALUE", help="change settings; repeatable")
+    parser.add_argument("--seed", type=int, help="seed (default: the recipe's)")
+    return parser.parse_args()
 
 
 def main() -> None:
-    arguments = HfArgumentParser(Arguments).parse_args_into_dataclasses()[0]
-    state = PartialState()
-    logging.basicConfig(level=logging.INFO if state.is_main_process else logging.ERROR, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    overrides = {} if arguments.seed is None else {"seed": arguments.seed}
-    recipe = load_recipe(arguments.config, arguments.set, overrides)
+    arguments = parse_arguments()
+    state = PartialState(timeout=EARLIER_STAGES_TIMEOUT)
+    level = logging.WARNING if state.is_main_process else logging.ERROR
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    if state.is_main_process:
+        logging.getLogger("cemg_hf").setLevel(logging.INFO)
+    recipe = load_recipe(arguments.config, arguments.set, {} if arguments.seed is None else {"seed": arguments.seed})
     if arguments.lora and recipe.finetune.lora is None:
         recipe.finetune.lora = LoraSettings()
-    folder = Path(arguments.run or Path("runs") / recipe.name)
+    folder = arguments.run or Path("runs") / recipe.name
     with state.main_process_first():
         if state.is_main_process:
             run(recipe, folder, until="tokenize")
@@ -52,4 +56,5 @@ if __name__ == "__main__":
     try:
         main()
     except CEMGError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        sys.exit(2)

@@ -6,13 +6,14 @@ import io
 import logging
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import polars as pl
 
 from ..artefacts import MANIFEST_NAME, Manifest, fingerprint, fingerprint_path, is_current, write_folder, write_json
 from ..errors import CEMGError
+from ..settings import expand_path
 from . import filtering, images, schema, writing
 from .card import dataset_card
 from .dataset import INTERACTIONS_FILE, ITEMS_FILE
@@ -89,6 +90,7 @@ def prepare(config: PrepareConfig, output: str | Path, seed: int = 42) -> Path:
     output = Path(output)
     if output.is_dir() and any(output.iterdir()) and not (output / MANIFEST_NAME).is_file():
         raise CEMGError(f"{output}: holds files that are not a prepared dataset and would be lost; choose an empty or new folder")
+    config = _with_expanded_paths(config)
     source = _read(config, seed)
     settings = {key: value for key, value in asdict(config).items() if key not in ("interactions", "items", "images")}
     # Where the inputs lie does not matter, what they hold does: a moved file invalidates nothing.
@@ -126,6 +128,11 @@ def prepare(config: PrepareConfig, output: str | Path, seed: int = 42) -> Path:
         (folder / "README.md").write_text(card)
     _report(statistics, items, outcome)
     return output
+
+
+def _with_expanded_paths(config: PrepareConfig) -> PrepareConfig:
+    places = {name: getattr(config, name) for name in ("interactions", "items", "images")}
+    return replace(config, **{name: expand_path(place, f"prepare.{name}") for name, place in places.items() if place is not None})
 
 
 def _read(config: PrepareConfig, seed: int) -> _Source:

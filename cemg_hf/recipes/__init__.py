@@ -9,7 +9,7 @@ from typing import Any
 
 from ..data.prepare import PrepareConfig
 from ..errors import CEMGError
-from ..settings import from_mapping, override, read_yaml
+from ..settings import assign, from_mapping, override, read_yaml
 from ..training.encode import EncodeConfig
 from ..training.evaluate import EvaluateConfig
 from ..training.finetune import FinetuneConfig
@@ -53,9 +53,5 @@ def load_recipe(recipe: str | Path, assignments: Sequence[str] = (), overrides: 
         raise CEMGError(f"{recipe}: no such recipe file, and no recipe of that name ships with the package ({', '.join(recipe_names())})")
     values = override(read_yaml(path), list(assignments))
     for key, value in (overrides or {}).items():
-        section, _, name = key.partition(".")
-        if name:
-            values[section] = {**values.get(section, {}), name: value}
-        else:
-            values[section] = value
+        values = assign(values, key, value, path.name)
     return from_mapping(Recipe, values, path.name)

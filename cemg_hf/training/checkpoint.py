@@ -6,7 +6,8 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,25 @@ class Progress:
     log_bytes: int = field(default=0, metadata={"help": "Size of the log that belongs to this state."})
 
 
+@contextmanager
+def _without_tied_weights_warning() -> Iterator[None]:
+    """Accelerate warns at every save that tied weights are stored once, which is as it should be."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return "Removed shared tensor" not in record.getMessage()
+
+    source = logging.getLogger("accelerate.utils.other")
+    source.addFilter(other)
+    try:
+        yield
+    finally:
+        source.removeFilter(other)
+
+
 class CheckpointStore:
     """`folder/checkpoints/step_…` (what a run continues from) and `folder/best/step_….safetensors` (the best weights).
 
-    Every process calls every method, but for `save_best`, together.
+    Every process calls every method, together with the others.
 
     Args:
         folder: the run's folder.
@@ -84,7 +100,8 @@ class CheckpointStore:
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(scratch), safe_serialization=True)
+        with _without_tied_weights_warning():
+            self.accelerator.save_state(str(scratch), safe_serialization=True)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             if self.average is not None:
@@ -119,12 +136,13 @@ class CheckpointStore:
         return Progress(**content["progress"])
 
     def save_best(self, model: nn.Module, step: int) -> str:
-        """Write the weights of a new best evaluation (main process only); older ones stay for the checkpoints that refer to them."""
-        self.best.mkdir(parents=True, exist_ok=True)
+        """Write the weights of a new best evaluation and return the file's name; older ones stay for the checkpoints that need them."""
         name = f"step_{step:08d}.safetensors"
-        scratch = self.best / f".{name}.partial"
-        save_model(model, str(scratch))
-        scratch.replace(self.best / name)
+        if self.accelerator.is_main_process:
+            self.best.mkdir(parents=True, exist_ok=True)
+            scratch = self.best / f".{name}.partial"
+            save_model(model, str(scratch))
+            scratch.replace(self.best / name)
         return name
 
     def restore_best(self, model: nn.Module, name: str) -> None:

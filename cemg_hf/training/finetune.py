@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
 from torch import nn
-from transformers import T5ForConditionalGeneration
+from transformers import AutoConfig, T5ForConditionalGeneration
 
 from ..artefacts import Manifest, fingerprint, fingerprint_path, is_current, write_folder, write_json
 from ..data import PreparedDataset
@@ -157,9 +158,20 @@ def load_tokenizer(folder: str | Path, data: PreparedDataset) -> CEMGTokenizer:
 
 
 def build_generator(config: GeneratorConfig, tokenizer: CEMGTokenizer) -> CEMGForConditionalGeneration:
-    """A fresh generator for a catalogue, from scratch or from a pretrained T5."""
+    """A fresh generator for a catalogue, from scratch or from a pretrained T5.
+
+    Raises:
+        CEMGError: `init_from` cannot be loaded, or is no T5.
+    """
     if config.init_from is not None:
-        backbone = T5ForConditionalGeneration.from_pretrained(os.path.expandvars(config.init_from))
+        source = os.path.expandvars(config.init_from)
+        try:
+            found = AutoConfig.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            raise CEMGError(f"finetune.generator.init_from: cannot load {source} ({str(error).splitlines()[0]})") from error
+        if found.model_type != "t5":
+            raise CEMGError(f"finetune.generator.init_from: {source} is a {found.model_type} model; give the folder or Hub id of a T5")
+        backbone = T5ForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
         relaid = tokenizer.with_layout(base_vocab_size=backbone.config.vocab_size, max_history=config.max_history)
         return CEMGForConditionalGeneration.from_t5(backbone, relaid, item_causal=config.item_causal, dropout_rate=config.dropout_rate)
     relaid = tokenizer.with_layout(base_vocab_size=2, max_history=config.max_history)
@@ -174,6 +186,7 @@ def add_adapters(model: CEMGForConditionalGeneration, settings: LoraSettings) ->
     from peft import LoraConfig, TaskType, get_peft_model
 
     new_rows = list(range(model.config.base_vocab_size, model.config.vocab_size))
+    matrices = ["shared"] if model.config.tie_lm_head else ["shared", "lm_head"]
     return get_peft_model(
         model,
         LoraConfig(
@@ -182,7 +195,7 @@ def add_adapters(model: CEMGForConditionalGeneration, settings: LoraSettings) ->
             lora_alpha=settings.alpha,
             lora_dropout=settings.dropout,
             target_modules=settings.target_modules,
-            trainable_token_indices={"shared": new_rows},
+            trainable_token_indices={name: new_rows for name in matrices},
         ),
     )
 
@@ -191,11 +204,18 @@ class Validation:
     """HR and NDCG on the validation targets of a fixed draw of users.
 
     It ranks with the generator itself, whose weights are those of whatever wraps it (adapters, data parallelism).
+
+    Raises:
+        CEMGError: nobody to validate on, or too few beams for NDCG@10.
     """
 
     def __init__(self, generator: CEMGForConditionalGeneration, data: PreparedDataset, config: FinetuneConfig, seed: int) -> None:
         self.generator = generator
+        if config.validation_beams < 10:
+            raise CEMGError(f"finetune.validation_beams: {config.validation_beams} beams cannot give NDCG@10; set at least 10")
         cases = data.evaluation_cases("validation")
+        if len(cases) == 0:
+            raise CEMGError(f"{data.folder}: nobody has the three interactions that validation needs; give longer histories")
         chosen = np.arange(len(cases))
         if 0 < config.validation_users < len(cases):
             chosen = np.sort(np.random.default_rng(seed).choice(len(cases), config.validation_users, replace=False))
@@ -205,10 +225,16 @@ class Validation:
         self.exclude_history = config.validation_excludes_history
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
+        width = min(20, self.num_beams)
         ranked, _ = rank_histories(
-            self.generator, self.histories, self.num_beams, exclude_history=self.exclude_history, progress="validation"
+            self.generator,
+            self.histories,
+            width,
+            num_beams=self.num_beams,
+            exclude_history=self.exclude_history,
+            progress="validation",
         )
-        return dict(ranking_metrics(ranked, self.targets, ks=(10, min(20, self.num_beams))))
+        return dict(ranking_metrics(ranked, self.targets, ks=sorted({10, width})))
 
 
 def read_training_report(folder: str | Path) -> dict[str, Any]:

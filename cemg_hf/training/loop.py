@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
 import numpy as np
@@ -26,112 +22,24 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
-from transformers import get_scheduler
 
 from ..artefacts import fingerprint
 from ..errors import CEMGError
 from .checkpoint import CheckpointStore, Progress
 from .ema import WeightAverage
+from .loop_config import LoopConfig, TrainingReport
+from .optimizer import build_optimizer
+from .run_log import RunLog
 from .sampler import GlobalBatchSampler
+from .stop_signals import StopSignals
 
 logger = logging.getLogger(__name__)
 
 IGNORED_LABEL = -100
 LOG_NAME = "training_log.jsonl"
-SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup", "inverse_sqrt": "inverse_sqrt"}
-PRECISIONS = ("no", "bf16", "fp16")
 # Processes agree on stopping and timed checkpoints only every so many steps: reading the answer waits for the device.
 AGREE_EVERY_STEPS = 10
 SHARDED = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM, DistributedType.XLA)
-# They say how a run is watched and saved, not what it computes; a run may be continued with others.
-NOT_PART_OF_THE_RUN = ("time_budget_s", "log_every_steps", "tracker", "checkpoint_every_s", "keep_checkpoints", "dataloader_workers")
-
-
-@dataclass
-class LoopConfig:
-    """Settings of the training loop. AdamW; weight decay spares norms, biases (all vectors) and embeddings."""
-
-    epochs: int = field(default=30, metadata={"help": "Passes over the training samples; also the length of the learning-rate schedule."})
-    batch_size: int = field(default=256, metadata={"help": "Samples per optimizer step, over all processes and accumulation steps."})
-    gradient_accumulation_steps: int = field(
-        default=1, metadata={"help": "Micro-batches a process cuts its share of a step into; saves memory."}
-    )
-    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate."})
-    weight_decay: float = field(default=0.01, metadata={"help": "Decoupled weight decay of weight matrices."})
-    warmup_ratio: float = field(default=0.05, metadata={"help": "Share of all steps over which the learning rate rises from 0."})
-    warmup_steps: int | None = field(default=None, metadata={"help": "Warm-up as a number of steps; wins over warmup_ratio."})
-    schedule: str = field(default="cosine", metadata={"help": "Learning rate after the warm-up: cosine, linear, constant or inverse_sqrt."})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are scaled down to this norm; 0 = off."})
-    mixed_precision: str = field(default="no", metadata={"help": "no (fp32), bf16, or fp16 (GPU only)."})
-    ema_decay: float = field(
-        default=0.0, metadata={"help": "Decay of a moving average of the weights, evaluated and returned in their place; 0 = off."}
-    )
-    eval_every: int = field(default=1, metadata={"help": "Epochs between evaluations; the last epoch is always evaluated."})
-    patience: int = field(default=10, metadata={"help": "Evaluations without improvement after which training stops; 0 = never."})
-    metric_for_best: str = field(default="ndcg@10", metadata={"help": "Metric (higher is better) that chooses the best weights."})
-    label_key: str = field(
-        default="labels", metadata={"help": "Entry of a batch that holds the targets; -100 marks positions without one."}
-    )
-    max_steps: int | None = field(default=None, metadata={"help": "Stop after this many optimizer steps; shortens the schedule too."})
-    time_budget_s: float | None = field(
-        default=None, metadata={"help": "Stop cleanly after this many seconds of one call; calling again continues."}
-    )
-    checkpoint_every_s: float = field(
-        default=600.0, metadata={"help": "Seconds between checkpoints within an epoch; each epoch ends with one."}
-    )
-    keep_checkpoints: int = field(default=2, metadata={"help": "Checkpoints to keep."})
-    log_every_steps: int = field(default=50, metadata={"help": "Optimizer steps between log lines."})
-    tracker: str = field(default="none", metadata={"help": "none, tensorboard, trackio, or another of Accelerate's trackers."})
-    dataloader_workers: int = field(
-        default=0, metadata={"help": "Processes that load batches; keep 0 if dataset or collate_fn draw random numbers."}
-    )
-    compile: bool = field(default=False, metadata={"help": "Compile the model with torch.compile."})
-
-    def __post_init__(self) -> None:
-        least = {
-            name: 1 for name in ("epochs", "batch_size", "gradient_accumulation_steps", "eval_every", "keep_checkpoints", "log_every_steps")
-        }
-        least |= {
-            name: 0
-            for name in (
-                "weight_decay",
-                "warmup_ratio",
-                "max_grad_norm",
-                "patience",
-                "checkpoint_every_s",
-                "dataloader_workers",
-                "ema_decay",
-            )
-        }
-        least |= {name: 0 for name in ("warmup_steps", "time_budget_s") if getattr(self, name) is not None}
-        least |= {"max_steps": 1} if self.max_steps is not None else {}
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise CEMGError(f"{name}: must be at least {bound}, got {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise CEMGError(f"learning_rate: must be above 0, got {self.learning_rate}")
-        for name in ("warmup_ratio", "ema_decay"):
-            if getattr(self, name) >= 1:
-                raise CEMGError(f"{name}: must be below 1, got {getattr(self, name)}")
-        if self.schedule not in SCHEDULES:
-            raise CEMGError(f"schedule: unknown value {self.schedule!r}; choose one of {', '.join(SCHEDULES)}")
-        if self.mixed_precision not in PRECISIONS:
-            raise CEMGError(f"mixed_precision: unknown value {self.mixed_precision!r}; choose one of {', '.join(PRECISIONS)}")
-
-
-@dataclass
-class TrainingReport:
-    """What a training run did, over all calls that continued it."""
-
-    history: list[dict[str, Any]] = field(
-        metadata={"help": "Per evaluation: epoch (from 1), step, train_loss, lr, the metrics, seconds so far."}
-    )
-    best_epoch: int | None = field(metadata={"help": "Epoch of the weights the model was left with; null where nothing was evaluated."})
-    best_metrics: dict[str, float] = field(metadata={"help": "Metrics of those weights."})
-    stopped_by: str = field(metadata={"help": "epochs, max_steps, patience, or time_budget (unfinished: the same call continues)."})
-    seconds: float = field(metadata={"help": "Wall time, evaluations and checkpoints included."})
-    steps: int = field(metadata={"help": "Optimizer steps."})
-    samples_per_second: float = field(metadata={"help": "Samples per second of training alone."})
 
 
 def train(
@@ -242,17 +150,21 @@ class _Run:
         network = _LossOnly(model)
         if config.compile:
             network.compile()
-        optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.learning_rate, fused=_fused(accelerator))
-        warmup = config.warmup_steps if config.warmup_steps is not None else round(config.warmup_ratio * self.total_steps)
-        self.schedule = get_scheduler(SCHEDULES[config.schedule], optimizer, num_warmup_steps=warmup, num_training_steps=self.total_steps)
+        # With fp16 the fused step hides from Accelerate that an overflow skipped it.
+        fused = accelerator.device.type in ("cpu", "cuda") and accelerator.mixed_precision != "fp16"
+        optimizer, self.schedule = build_optimizer(model, config, self.total_steps, fused=fused)
         self.network, self.optimizer = accelerator.prepare(network, optimizer)
         # Registered for checkpoints, but stepped here: Accelerate's wrapper steps once per process.
         accelerator.prepare_scheduler(self.schedule)
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
 
-        settings = {name: value for name, value in asdict(config).items() if name not in NOT_PART_OF_THE_RUN}
-        settings |= {"seed": seed, "processes": accelerator.num_processes, "samples": self.sampler.num_samples, "identity": identity}
+        settings = config.trajectory() | {
+            "seed": seed,
+            "processes": accelerator.num_processes,
+            "samples": self.sampler.num_samples,
+            "identity": identity,
+        }
         settings["lengths"] = None if lengths is None else fingerprint(np.asarray(lengths, dtype=np.int64).tobytes())[:12]
         shapes = [f"{name} {tuple(parameter.shape)} {parameter.requires_grad}" for name, parameter in model.named_parameters()]
         settings["parameters"] = fingerprint(*shapes)[:12]
@@ -266,7 +178,7 @@ class _Run:
         self.loss_sums = torch.zeros(2, device=accelerator.device)
         if self.progress.loss_sums:
             self.loss_sums += torch.tensor(self.progress.loss_sums[accelerator.process_index], device=accelerator.device)
-        self.log = _Log(folder / LOG_NAME, self.progress.log_bytes) if accelerator.is_main_process else None
+        self.log = RunLog(folder / LOG_NAME, self.progress.log_bytes) if accelerator.is_main_process else None
         _start_tracker(accelerator, config)
 
     # ---- the run ------------------------------------------------------------------------------------------------------------
@@ -277,7 +189,7 @@ class _Run:
         stopped_by = progress.stopped_by
         main = self.accelerator.is_main_process
         with (
-            _StopSignals() as self.signals,
+            StopSignals() as self.signals,
             tqdm(total=self.total_steps, initial=progress.step, disable=not main, unit="step", dynamic_ncols=True) as self.bar,
         ):
             while stopped_by is None:
@@ -294,7 +206,7 @@ class _Run:
             best_epoch=best.get("epoch"),
             best_metrics={name: value for name, value in best.items() if name not in ("epoch", "step", "train_loss", "lr", "seconds")},
             stopped_by=stopped_by,
-            seconds=round(self._seconds(), 3),
+            seconds=round(progress.seconds, 3),
             steps=progress.step,
             samples_per_second=round(progress.samples / max(progress.training_seconds, 1e-9), 2),
         )
@@ -410,12 +322,8 @@ class _Run:
 
     def _keep_best(self, row: dict[str, Any]) -> None:
         self.progress.best, self.progress.evaluations_since_best = row, 0
-        names: list[Any] = [None]
-        if self.accelerator.is_main_process:
-            with self.average.applied() if self.average is not None else nullcontext():
-                names = [self.store.save_best(self.model, self.progress.step)]
-        broadcast_object_list(names, from_process=0)
-        self.progress.best_weights = names[0]
+        with self.average.applied() if self.average is not None else nullcontext():
+            self.progress.best_weights = self.store.save_best(self.model, self.progress.step)
 
     # ---- watching and stopping ------------------------------------------------------------------------------------------------
 
@@ -453,7 +361,8 @@ class _Run:
         loss = self.accelerator.reduce(self.loss_sums.clone(), reduction="sum")[which].item() / steps
         if not math.isfinite(loss):
             raise CEMGError(
-                f"the training loss is {loss} at step {self.progress.step}; lower learning_rate, or use mixed_precision bf16 or no instead of fp16"
+                f"the training loss is {loss} at step {self.progress.step}; "
+                "lower learning_rate, or use mixed_precision bf16 or no instead of fp16"
             )
         return loss
 
@@ -474,70 +383,6 @@ class _Run:
             self.log.append(row)
         numbers = {f"{row['event']}/{name}": value for name, value in row.items() if name not in ("event", "step")}
         self.accelerator.log(numbers, step=row["step"])
-
-
-class _Log:
-    """JSON lines; what an interrupted run wrote after the checkpoint it continues from is cut off, as it is written again."""
-
-    def __init__(self, path: Path, size: int) -> None:
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        os.truncate(path, min(size, path.stat().st_size))
-        self.size = path.stat().st_size
-
-    def append(self, row: Mapping[str, Any]) -> None:
-        line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
-        with self.path.open("ab") as file:
-            file.write(line)
-        self.size += len(line)
-
-
-class _StopSignals:
-    """Remembers a first SIGINT or SIGTERM for the loop to act on after the step; a second one acts at once, as before."""
-
-    def __init__(self) -> None:
-        self.received = 0
-        self.previous: dict[int, Any] = {}
-
-    def __enter__(self) -> _StopSignals:
-        # Python runs handlers in the main thread alone and installs them nowhere else.
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.previous[number] = signal.signal(number, self._remember) or signal.SIG_DFL
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        logger.warning("received %s: writing a checkpoint and stopping", signal.Signals(number).name)
-        self.received = number
-        signal.signal(number, self.previous[number])
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters with and without weight decay; norms, biases (all vectors) and embeddings go without.
-
-    An embedding row that no batch holds gets no gradient, and decay would only shrink it.
-
-    Raises:
-        CEMGError: nothing to train.
-    """
-    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not trained:
-        raise CEMGError("model: has no trainable parameters; set requires_grad on those that should be trained")
-    decayed = [parameter for parameter in trained if parameter.ndim >= 2 and id(parameter) not in embeddings]
-    others = [parameter for parameter in trained if parameter.ndim < 2 or id(parameter) in embeddings]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
-
-
-def _fused(accelerator: Accelerator) -> bool:
-    """Whether AdamW runs as one kernel; with fp16 the fused step hides from Accelerate that an overflow skipped it."""
-    return accelerator.device.type in ("cpu", "cuda") and accelerator.mixed_precision != "fp16"
 
 
 def _accelerator(config: LoopConfig, folder: Path) -> Accelerator:

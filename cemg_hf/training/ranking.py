@@ -27,14 +27,19 @@ def rank_histories(
         model: a generator with its tokenizer attached, in evaluation mode.
         histories: item indices, one row per user, chronological.
         k: length of the lists.
-        num_beams: beams of the search (default k).
+        num_beams: beams of the search, at least k (default k).
         exclude_history: leave out all items of the row, also those before the model's `max_history`.
         progress: label of a progress bar, none when omitted.
 
     Returns:
         item indices (rows, k), best first, −1 where fewer items are possible, and their scores, Σ log p (−inf there).
+
+    Raises:
+        ValueError: no tokenizer attached, or fewer beams than k.
     """
     num_beams = k if num_beams is None else num_beams
+    if not 1 <= k <= num_beams:
+        raise ValueError(f"num_beams={num_beams} cannot fill lists of k={k}; k must be at least 1 and num_beams at least k")
     config = model.config
     tokenizer = model.tokenizer
     if tokenizer is None:

@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,14 +26,13 @@ from tqdm.auto import tqdm
 
 from ..errors import CEMGError
 from ..models.cemg.modeling_rqvae import (
-    COLLABORATIVE,
-    CONTENT_MODALITIES,
     CEMGRQVAE,
+    CONTENT_MODALITIES,
     CEMGRQVAEConfig,
     reconstruction_loss,
     squared_distances,
 )
-from .code_assignment import AssignmentReport, assign_unique_codes, collision_rate
+from .code_assignment import collision_rate
 
 logger = logging.getLogger(__name__)
 
@@ -76,9 +75,7 @@ class TokenizerTrainingConfig:
     )
     patience: int = field(
         default=0,
-        metadata={
-            "help": "Stop after this many evaluations in a row without a lower reconstruction error; 0: never, as most is won while the rate decays."
-        },
+        metadata={"help": "Stop after this many evaluations in a row without a lower reconstruction error; 0: never (most is won late)."},
     )
 
     def __post_init__(self) -> None:
@@ -138,15 +135,6 @@ def train_rqvae(
     model = model.cpu().eval()
     report = {**tokenizer_report(model, vectors, masks), "history": history, "seconds": round(time.perf_counter() - started, 2)}
     return model, report
-
-
-def assign_item_codes(
-    model: CEMGRQVAE, vectors: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray]
-) -> tuple[np.ndarray, AssignmentReport]:
-    """Nearest codes of all items with collisions resolved: unique (N, M) int64 codes and what resolution changed."""
-    data = _Items(vectors, masks, model.codebooks.device)
-    found, _ = _quantise_all(model.eval(), data)
-    return assign_unique_codes(found.codes.numpy(), found.latent.numpy(), model.codebooks.cpu().numpy())
 
 
 def tokenizer_report(model: CEMGRQVAE, vectors: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -259,12 +247,13 @@ def _train(model: CEMGRQVAE, data: _Items, count: int, config: TokenizerTraining
             selection.offer(model, epoch, _quantise_all(model.eval(), data)[1])
         model.train()
         for rows in torch.randperm(count).split(batch_size):
-            output = model(*data.batch(rows.to(model.codebooks.device)), quantise=codebooks is not None)
+            features, masks = data.batch(rows.to(model.codebooks.device))
+            output = None if codebooks is None else model(features, masks)
             optimiser.zero_grad(set_to_none=True)
-            output.loss.backward()
+            (model.warmup_loss(features, masks) if output is None else output.loss).backward()
             optimiser.step()
             scheduler.step()
-            if codebooks is not None:
+            if codebooks is not None and output is not None:
                 codebooks.update(output.codes, output.residuals)
         if codebooks is None:
             continue

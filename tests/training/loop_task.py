@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -58,7 +59,8 @@ class Walks(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         self.loaded.append(index)
-        time.sleep(self.seconds_per_sample)
+        if self.seconds_per_sample:
+            time.sleep(self.seconds_per_sample)
         return self.walks[index]
 
 
@@ -101,9 +103,7 @@ if __name__ == "__main__":
     target, given = Path(sys.argv[1]), json.loads(sys.argv[2])
     pause = given.pop("seconds_per_sample", 0.0)
     trained, report = run(target / "run", dataset=Walks(given.pop("samples", 61), pause), **given)
-    from accelerate import PartialState
-
     if PartialState().is_main_process:
         save_file({name: weights.contiguous() for name, weights in trained.named_parameters()}, target / "weights.safetensors")
-        (target / "report.json").write_text(json.dumps(asdict(report)))
+        (target / "report.json").write_text(json.dumps(asdict(report) | {"processes": PartialState().num_processes}))
     PartialState().destroy_process_group()

@@ -5,10 +5,11 @@ import time
 
 import numpy as np
 import pytest
-from cemg_hf.errors import CEMGError
-from cemg_hf.training.code_assignment import assign_unique_codes, collision_rate
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from cemg_hf.errors import CEMGError
+from cemg_hf.training.code_assignment import assign_unique_codes, collision_rate
 
 
 def problem(items: int, levels: int, size: int, dimension: int, seed: int, distinct: int | None = None) -> tuple[np.ndarray, ...]:

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from cemg_hf.training.collaborative import CollaborativeConfig
 from PIL import Image
 
 from cemg_hf.data import PreparedDataset
 from cemg_hf.errors import CEMGError
 from cemg_hf.features import FeatureStore, ImageConfig, TextConfig, encode_items
 from cemg_hf.training import encode as stage
+from cemg_hf.training.collaborative import CollaborativeConfig
 from cemg_hf.training.encode import EncodeConfig, encode
 
 N_ITEMS = 30

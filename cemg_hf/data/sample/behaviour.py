@@ -29,19 +29,18 @@ OPENING = 1_672_531_200  # 2023-01-01 00:00 UTC
 class Behaviour:
     """Size of the shop and strength of each influence (in logits)."""
 
-    items: int = field(default=560, metadata={"help": "Number of items."})
-    users: int = field(default=1700, metadata={"help": "Number of users."})
+    items: int = field(default=600, metadata={"help": "Number of items."})
+    users: int = field(default=1600, metadata={"help": "Number of users."})
     shortest: int = field(default=8, metadata={"help": "Fewest interactions of a user."})
-    longest: int = field(default=14, metadata={"help": "Most interactions of a user."})
-    communities: int = field(default=7, metadata={"help": "Number of hidden circles of taste."})
-    palette: float = field(default=3.3, metadata={"help": "Pull of the favourite palette."})
-    pattern: float = field(default=2.4, metadata={"help": "Pull of the favourite pattern."})
-    theme: float = field(default=3.3, metadata={"help": "Pull of the favourite theme."})
-    making: float = field(default=2.2, metadata={"help": "Pull of the favourite way of making."})
-    community: float = field(default=4.4, metadata={"help": "Pull of the user's circle of taste."})
-    second: float = field(default=0.3, metadata={"help": "Pull of the second favourite palette, theme and circle, relative to the first."})
+    longest: int = field(default=12, metadata={"help": "Most interactions of a user."})
+    communities: int = field(default=8, metadata={"help": "Number of hidden circles of taste."})
+    palette: float = field(default=3.8, metadata={"help": "Pull of the favourite palette."})
+    pattern: float = field(default=2.0, metadata={"help": "Pull of the favourite pattern."})
+    theme: float = field(default=4.1, metadata={"help": "Pull of the favourite theme."})
+    making: float = field(default=2.0, metadata={"help": "Pull of the favourite way of making."})
+    community: float = field(default=4.9, metadata={"help": "Pull of the user's circle of taste."})
     complement: float = field(default=1.0, metadata={"help": "Pull of product types that complement the last purchase."})
-    popularity: float = field(default=0.7, metadata={"help": "Standard deviation of log popularity."})
+    popularity: float = field(default=0.68, metadata={"help": "Standard deviation of log popularity."})
     least_sales: float = field(default=7.0, metadata={"help": "Expected interactions of the least popular items."})
     kept: int = field(default=5, metadata={"help": "Interactions every item has at least, so that a 5-core keeps the whole shop."})
 
@@ -69,16 +68,16 @@ def simulate(attributes: Attributes, settings: Behaviour, rng: np.random.Generat
 def _tastes(attributes: Attributes, settings: Behaviour, rng: np.random.Generator) -> np.ndarray:
     """Utility of every item for every user before popularity and history, (users, items)."""
 
-    def liking(values: np.ndarray, size: int, first: float, second: float) -> np.ndarray:
-        ranked = rng.permuted(np.tile(np.arange(size), (settings.users, 1)), axis=1)
-        return first * (ranked[:, :1] == values) + first * second * (ranked[:, 1:2] == values)
+    def liking(values: np.ndarray, size: int, pull: float) -> np.ndarray:
+        favourite = rng.integers(size, size=(settings.users, 1))
+        return pull * (favourite == values)
 
     return (
-        liking(attributes.palette, len(PALETTES), settings.palette, settings.second)
-        + liking(attributes.pattern, len(PATTERNS), settings.pattern, 0.0)
-        + liking(attributes.theme, len(THEMES), settings.theme, settings.second)
-        + liking(attributes.making, len(MAKINGS), settings.making, 0.0)
-        + liking(attributes.community, settings.communities, settings.community, settings.second)
+        liking(attributes.palette, len(PALETTES), settings.palette)
+        + liking(attributes.pattern, len(PATTERNS), settings.pattern)
+        + liking(attributes.theme, len(THEMES), settings.theme)
+        + liking(attributes.making, len(MAKINGS), settings.making)
+        + liking(attributes.community, settings.communities, settings.community)
     )
 
 

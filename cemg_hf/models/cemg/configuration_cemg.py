@@ -21,6 +21,8 @@ class CEMGConfig(T5Config):
             earlier items. One pass over a sequence then trains all its prefixes (eq. 5 of the paper). `False` is a
             bidirectional encoder and one training sample per prefix (TIGER).
         max_history (`int`, defaults to 20): a history is cut to its last `max_history` items.
+        tie_lm_head (`bool`, defaults to `True`): the head shares the embedding's rows. `False` only for a T5 backbone whose head
+            is a matrix of its own (`T5Config` itself always sets `tie_word_embeddings`).
         catalogue_fingerprint (`str`, *optional*): fingerprint of the catalogue the model was trained on; a tokenizer with
             another catalogue is refused.
 
@@ -40,6 +42,7 @@ class CEMGConfig(T5Config):
     base_vocab_size: int = 2
     item_causal: bool = True
     max_history: int = 20
+    tie_lm_head: bool = True
     catalogue_fingerprint: str | None = None
     bos_token_id: int | None = None
     decoder_start_token_id: int | None = 0
@@ -47,6 +50,8 @@ class CEMGConfig(T5Config):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.num_levels < 1 or self.codebook_size < 2:
             raise ValueError(f"num_levels must be ≥ 1 and codebook_size ≥ 2, got {self.num_levels} and {self.codebook_size}")
+        if self.max_history < 1:
+            raise ValueError(f"max_history must be ≥ 1, got {self.max_history}")
         self.bos_token_id = self.base_vocab_size
         vocab_size = self.first_code_id + self.num_levels * self.codebook_size
         if self.vocab_size == 0:

@@ -40,37 +40,37 @@ class ItemTrie:
 
     def __init__(self, item_codes: Tensor, codebook_size: int) -> None:
         codes = torch.as_tensor(item_codes).to(torch.int64)
-        if codes.ndim != 2 or codes.shape[0] == 0:
-            raise ValueError(f"item_codes must be N × M with at least one item, got shape {tuple(codes.shape)}")
+        if codes.ndim != 2 or codes.numel() == 0:
+            raise ValueError(f"item_codes must be N × M with at least one item and level, got shape {tuple(codes.shape)}")
         if int(codes.min()) < 0 or int(codes.max()) >= codebook_size:
             raise ValueError(f"item_codes must lie in 0 … {codebook_size - 1}, found {int(codes.min())} … {int(codes.max())}")
         self.num_items, self.num_levels = codes.shape
         self.codebook_size = codebook_size
-        if codebook_size**self.num_levels >= 2**63:
-            raise ValueError(f"{codebook_size} codes on {self.num_levels} levels do not fit a 64-bit key")
-
-        powers = codebook_size ** torch.arange(self.num_levels - 1, -1, -1, device=codes.device)
-        key, leaf_items = (codes * powers).sum(dim=1).sort()
-        if self.num_items > 1 and bool((key[1:] == key[:-1]).any()):
-            first = int((key[1:] == key[:-1]).nonzero()[0])
-            raise ValueError(f"items {int(leaf_items[first])} and {int(leaf_items[first + 1])} share one code; item codes must be unique")
+        leaf_items = torch.arange(self.num_items, device=codes.device)
+        for level in reversed(range(self.num_levels)):  # sorts by whole codes; a single key would overflow at 512 codes on 8 levels
+            leaf_items = leaf_items[codes[leaf_items, level].argsort(stable=True)]
+        ordered = codes[leaf_items]
+        # (N, M): whether a leaf's first m + 1 codes are others than its predecessor's.
+        differs = torch.ones_like(ordered)
+        differs[1:] = (ordered[1:] != ordered[:-1]).long().cummax(dim=1).values
+        if not bool(differs[:, -1].all()):
+            repeated = int((differs[:, -1] == 0).nonzero()[0])
+            rows = sorted(leaf_items[repeated - 1 : repeated + 1].tolist())
+            raise ValueError(f"items {rows[0]} and {rows[1]} share one code; item codes must be unique")
         self.leaf_items = leaf_items
         """(N,) item index of each leaf."""
-        self.first_leaf: list[Tensor] = []
-        """Per depth 0 … M: (nodes + 1,) first leaf of each node, closed by N."""
         self.codes: list[Tensor] = []
         """Per level 0 … M−1: (nodes of depth m + 1,) code of the edge that leads to the node."""
         self.first_child: list[Tensor] = []
         """Per depth 0 … M−1: (nodes + 1,) first child of each node among the nodes of the next depth."""
         self.edge_keys: list[Tensor] = []
         """Per level: (nodes of depth m + 1,) parent · K + code, ascending, to find a child by its code."""
-        for depth in range(self.num_levels + 1):
-            prefix = key // codebook_size ** (self.num_levels - depth)
-            starts = torch.cat([prefix.new_ones(1, dtype=torch.bool), prefix[1:] != prefix[:-1]]).nonzero().flatten()
-            self.first_leaf.append(torch.cat([starts, starts.new_tensor([self.num_items])]))
+        closing = leaf_items.new_tensor([self.num_items])
+        self.first_leaf = [torch.cat([starts, closing]) for starts in (closing * 0, *(column.nonzero().flatten() for column in differs.T))]
+        """Per depth 0 … M: (nodes + 1,) first leaf of each node, closed by N."""
         for level in range(self.num_levels):
             starts = self.first_leaf[level + 1][:-1]
-            self.codes.append(codes[leaf_items[starts], level])
+            self.codes.append(ordered[starts, level])
             self.first_child.append(torch.searchsorted(self.first_leaf[level + 1], self.first_leaf[level]))
             parents = torch.searchsorted(self.first_leaf[level], starts, right=True) - 1
             self.edge_keys.append(parents * codebook_size + self.codes[level])
@@ -165,9 +165,15 @@ class PrefixConstrainedLogitsProcessor(LogitsProcessor):
         self.first_code_id = first_code_id
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Args: input_ids (B·W, 1 + m) decoder tokens with the start token; scores (B·W, V). Returns (B·W, V), fp32."""
+        """Args: input_ids (B·W, 1 + m) decoder tokens with the start token; scores (B·W, V). Returns (B·W, V), fp32.
+
+        Raises:
+            ValueError: generation goes on after the M codes of an item.
+        """
         self.trie = self.trie.to(scores.device)
         level = input_ids.shape[1] - 1
+        if level >= self.trie.num_levels:
+            raise ValueError(f"an item has {self.trie.num_levels} codes; generate with max_new_tokens={self.trie.num_levels}")
         size = self.trie.codebook_size
         offsets = self.first_code_id + size * torch.arange(level, device=input_ids.device)
         nodes = self.trie.walk(input_ids[:, 1:] - offsets)

@@ -19,6 +19,8 @@ from .generation_cemg import ItemTrie, PrefixConstrainedLogitsProcessor, constra
 from .tokenization_cemg import CEMGTokenizer
 
 DEFAULT_NUM_BEAMS = 20
+BEAMS_PER_PASS = 64
+TOKEN_MATRICES = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
 REMOTE_CODE = {
     "AutoConfig": "configuration_cemg.CEMGConfig",
     "AutoModel": "modeling_cemg.CEMGForConditionalGeneration",
@@ -38,7 +40,7 @@ def items_before(attention_mask: Tensor, num_levels: int) -> Tensor:
 
     Args: attention_mask (B, S), 1 = token. Returns (B, S) int64.
     """
-    position = attention_mask.long().cumsum(dim=-1) - 1
+    position = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)  # padding on the left sees `<s>`: no row may see nothing
     return (position + num_levels - 1).div(num_levels, rounding_mode="floor")
 
 
@@ -63,7 +65,7 @@ class CEMGEncoder(T5Stack):
                 attention_mask = torch.ones(given.shape[:2], dtype=torch.long, device=given.device)
             item = items_before(attention_mask, self.config.num_levels)
             allowed = (item.unsqueeze(1) <= item.unsqueeze(2)) & attention_mask.bool().unsqueeze(1)
-            attention_mask = additive(allowed, self.embed_tokens.weight.dtype)
+            attention_mask = additive(allowed, self.final_layer_norm.weight.dtype)
         return super().forward(input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs)
 
 
@@ -79,6 +81,8 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
     config_class = CEMGConfig
 
     def __init__(self, config: CEMGConfig) -> None:
+        if not config.tie_lm_head:  # before T5 ties what this names
+            self._tied_weights_keys = {key: source for key, source in type(self)._tied_weights_keys.items() if key != "lm_head.weight"}
         super().__init__(config)
         encoder_config = self.encoder.config
         self.encoder = CEMGEncoder(encoder_config)
@@ -123,6 +127,10 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
     def from_t5(cls, backbone: T5ForConditionalGeneration, tokenizer: CEMGTokenizer, **settings: Any) -> CEMGForConditionalGeneration:
         """A generator that continues from any T5: its weights, with one embedding row added per code token.
 
+        The new rows are drawn with the mean and the standard deviation of the T5's own in each dimension, so that codes differ from
+        each other from the start and are as large as other tokens. A head that is a matrix of its own stays one. The backbone is
+        left as it is.
+
         Args:
             backbone: the pretrained T5.
             tokenizer: made with `base_vocab_size=backbone.config.vocab_size`, so that code tokens follow the T5's own.
@@ -133,11 +141,16 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
                 f"the tokenizer leaves room for {tokenizer.base_vocab_size} backbone tokens, the T5 has {backbone.config.vocab_size}; "
                 f"make the tokenizer with base_vocab_size={backbone.config.vocab_size}"
             )
-        network = {key: value for key, value in backbone.config.to_dict().items() if key not in ("vocab_size", "model_type", "architectures", "bos_token_id")}
-        config = CEMGConfig(**{**network, **tokenizer.geometry(), "tie_word_embeddings": True, **settings})
-        backbone.resize_token_embeddings(config.vocab_size)
-        model = cls(config)
-        model.load_state_dict(backbone.state_dict())
+        other = ("vocab_size", "model_type", "architectures", "bos_token_id", "dtype")
+        network = {key: value for key, value in backbone.config.to_dict().items() if key not in other}
+        weights = backbone.state_dict()
+        tied = torch.equal(weights["shared.weight"], weights["lm_head.weight"])
+        model = cls(CEMGConfig(**{**network, **tokenizer.geometry(), "tie_lm_head": tied, **settings}))
+        noise = torch.randn(model.config.vocab_size - tokenizer.base_vocab_size, model.config.d_model)
+        for name in TOKEN_MATRICES:
+            std, mean = torch.std_mean(weights[name].float().cpu(), dim=0)
+            weights[name] = torch.cat([weights[name].cpu(), (mean + std * noise).to(weights[name].dtype)])
+        model.load_state_dict(weights)
         model.set_tokenizer(tokenizer)
         return model
 
@@ -165,7 +178,7 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
                 f"the tokenizer holds catalogue {tokenizer.catalogue_fingerprint[:12]}…; load the tokenizer saved with this model"
             )
         self.tokenizer = tokenizer
-        self._trie = ItemTrie(tokenizer.item_codes, self.config.codebook_size)
+        self._trie = tokenizer.trie
 
     @property
     def trie(self) -> ItemTrie:
@@ -242,7 +255,7 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
         Returns: (B, T, m, D) hidden states, scaled for the head.
         """
         batch, count, length = prefixes.shape
-        dtype = self.shared.weight.dtype
+        dtype = self.decoder.final_layer_norm.weight.dtype
         token = torch.arange(count * length, device=prefixes.device)
         block = token.div(length, rounding_mode="floor")
         own = (block.unsqueeze(0) == block.unsqueeze(1)) & (token.unsqueeze(0) <= token.unsqueeze(1))
@@ -264,12 +277,10 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
         """(..., m, D) hidden states of levels first_level … first_level + m − 1 → (..., m, K) logits over each level's codes."""
         size, count = self.config.codebook_size, hidden.shape[-2]
         first = self.config.first_code_id + first_level * size
-        if type(self.lm_head) is nn.Linear:
-            codes = self.lm_head.weight[first : first + count * size].view(count, size, -1)
-            return torch.einsum("...md,mkd->...mk", hidden, codes)
-        # An adapter (LoRA with trainable token rows) stands in the head's place: only its forward knows the current weights.
-        every = self.lm_head(hidden)[..., first : first + count * size].unflatten(-1, (count, size))
-        return every.diagonal(dim1=-3, dim2=-2).movedim(-1, -2)
+        # The weight, not the head's forward: K rows per level instead of the whole vocabulary. peft's wrapper for trainable token
+        # rows answers with the rows as they are trained.
+        codes = self.lm_head.weight[first : first + count * size].view(count, size, -1)
+        return torch.einsum("...md,mkd->...mk", hidden, codes)
 
     # ---- recommending -------------------------------------------------------------------------------------------------------
 
@@ -298,9 +309,11 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
         def level_log_probs(prefixes: Tensor) -> Tensor:
             level = prefixes.shape[-1]
             offsets = self.config.first_code_id + size * torch.arange(level, device=prefixes.device)
-            start = torch.full_like(prefixes[..., :1], 0) if level else prefixes.new_zeros(*prefixes.shape[:-1], 1)
-            tokens = torch.cat([start + self.config.decoder_start_token_id, prefixes + offsets], dim=-1)
-            hidden = self._decode_blocks(tokens, states, attention_mask, one_target_per_prefix=False)
+            start = prefixes.new_full((*prefixes.shape[:-1], 1), self.config.decoder_start_token_id)
+            tokens = torch.cat([start, prefixes + offsets], dim=-1)
+            # Beams share one decoder sequence, whose self-attention grows with its square: many beams go in several.
+            parts = tokens.split(BEAMS_PER_PASS, dim=1)
+            hidden = torch.cat([self._decode_blocks(part, states, attention_mask, one_target_per_prefix=False) for part in parts], dim=1)
             return self._level_logits(hidden[..., -1:, :], first_level=level).squeeze(-2).float().log_softmax(dim=-1)
 
         excluded = None if excluded_items is None else excluded_items.to(self.device)
@@ -342,16 +355,18 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
         single = tokenizer.is_one_history(histories)
         batch: list[Sequence[str]] = [histories] if single else list(histories)  # type: ignore[list-item]
         known = [tokenizer.item_indices(history, on_unknown=on_unknown) for history in batch]
+        results: list[list[Recommendation]] = []
         training = self.training
         self.eval()
-        results: list[list[Recommendation]] = []
-        for first in range(0, len(known), batch_size):
-            part = known[first : first + batch_size]
-            inputs = tokenizer.pad({"input_ids": [tokenizer.history_ids(indices) for indices in part]}, return_tensors="pt")
-            excluded = nn.utils.rnn.pad_sequence(part, batch_first=True, padding_value=-1) if exclude_history else None
-            items, scores = self.rank(inputs["input_ids"], inputs["attention_mask"], num_beams, excluded)
-            for row, values in zip(items[:, :k].tolist(), scores[:, :k].tolist(), strict=True):
-                found = [Recommendation(tokenizer.item_ids[item], score) for item, score in zip(row, values, strict=True) if item >= 0]
-                results.append(found)
-        self.train(training)
+        try:
+            for first in range(0, len(known), batch_size):
+                part = known[first : first + batch_size]
+                inputs = tokenizer.pad({"input_ids": [tokenizer.history_ids(indices) for indices in part]}, return_tensors="pt")
+                excluded = nn.utils.rnn.pad_sequence(part, batch_first=True, padding_value=-1) if exclude_history else None
+                items, scores = self.rank(inputs["input_ids"], inputs["attention_mask"], num_beams, excluded)
+                for row, values in zip(items[:, :k].tolist(), scores[:, :k].tolist(), strict=True):
+                    found = [Recommendation(tokenizer.item_ids[item], score) for item, score in zip(row, values, strict=True) if item >= 0]
+                    results.append(found)
+        finally:
+            self.train(training)
         return results[0] if single else results

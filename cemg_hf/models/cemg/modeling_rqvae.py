@@ -1,15 +1,15 @@
 """Guided fusion of an item's modalities and the residual-quantised autoencoder that turns items into codes (CEMG, eq. 2–4).
 
-The module travels inside Hub checkpoints (the tokenizer uses it to code new items), so it imports torch and transformers only.
+The module travels inside Hub checkpoints (the tokenizer uses it to code new items), so it imports torch only.
 
 What the paper leaves open, and what is done here
 - *What trains W_q and W_k.* The reconstruction target is x with its gradient stopped, so fusion learns through the encoder's
   input alone and cannot lower the loss by drifting to the modality that is easiest to rebuild.
 - *Scale.* Attention scores are divided by √d. With blocks of squared norm d and without the division their spread grows with √d,
-  and at d = 768 the softmax starts saturated.
+  and at d = 768 the softmax starts saturated: 81 % of random items begin with an α outside [.05, .95], none with the division.
 - *L_div.* One minus the normalised entropy of the mean soft assignment to a level's codes, averaged over levels.
-- *Codebooks* are updated by exponential moving averages, the usual stand-in for the gradient of the codebook term of L_quant:
-  on Amazon Beauty (M = 4, K = 256, 20 epochs) that lowers the reconstruction error from .468 to .451 and uses codes more evenly.
+- *Codebooks* are updated by exponential moving averages, the usual stand-in for the gradient of the codebook term of L_quant. On
+  Amazon Beauty (M = 4, K = 256, 64-d z, 20 epochs, one seed) the reconstruction error was .451 against .468 with the gradient.
 - *Autoencoder.* Encoder and decoder are MLPs beside a linear path. `initialise_linear` sets the linear path to PCA, so that
   training starts from the best linear autoencoder and, with k-means codebooks, from residual k-means.
 """
@@ -18,11 +18,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers.utils import ModelOutput
 
 CONTENT_MODALITIES = ("image", "text")
 COLLABORATIVE = "collaborative"
@@ -43,7 +43,7 @@ class CEMGRQVAEConfig:
     hidden_dims: list[int] = field(
         default_factory=lambda: [512], metadata={"help": "Hidden layer sizes of the encoder; the decoder mirrors them."}
     )
-    latent_dim: int = field(default=64, metadata={"help": "Dimension of z and of the code vectors."})
+    latent_dim: int = field(default=128, metadata={"help": "Dimension of z and of the code vectors."})
     dropout: float = field(default=0.0, metadata={"help": "Dropout after each hidden layer."})
     fusion: str = field(
         default="guided", metadata={"help": "guided: α by attention from e^c (eq. 2); equal: the mean of the content modalities present."}
@@ -84,40 +84,37 @@ class CEMGRQVAEConfig:
         return cls(**values)
 
 
-@dataclass
-class FusionOutput(ModelOutput):
+class FusionOutput(NamedTuple):
     """What `GuidedFusion` returns for B items.
 
     x (B, 2d): content half, then collaborative half. alpha (B, 2): weights of image and text, 0 where absent.
     present (B, 2) bool: which halves of x come from data (the others hold a learned filler).
     """
 
-    x: Tensor | None = None
-    alpha: Tensor | None = None
-    present: Tensor | None = None
+    x: Tensor
+    alpha: Tensor
+    present: Tensor
 
 
-@dataclass
-class QuantiserOutput(ModelOutput):
+class QuantiserOutput(NamedTuple):
     """codes (B, M) int64; residuals (B, M, D): what each level had to code; quantised (B, D): sum of the chosen code vectors."""
 
-    codes: Tensor | None = None
-    residuals: Tensor | None = None
-    quantised: Tensor | None = None
+    codes: Tensor
+    residuals: Tensor
+    quantised: Tensor
 
 
-@dataclass
-class CEMGRQVAEOutput(ModelOutput):
+class CEMGRQVAEOutput(NamedTuple):
     """Loss of a batch, its parts (scalars, unweighted) and what they were computed from."""
 
-    loss: Tensor | None = None
-    reconstruction: Tensor | None = None
-    quantisation: Tensor | None = None
-    diversity: Tensor | None = None
-    codes: Tensor | None = None
-    latent: Tensor | None = None
-    residuals: Tensor | None = None
-    alpha: Tensor | None = None
+    loss: Tensor
+    reconstruction: Tensor
+    quantisation: Tensor
+    diversity: Tensor
+    codes: Tensor
+    latent: Tensor
+    residuals: Tensor
+    alpha: Tensor
 
 
 class GuidedFusion(nn.Module):
@@ -236,17 +233,18 @@ class CEMGRQVAE(nn.Module):
             residual = residual - vector
         return QuantiserOutput(codes=torch.stack(codes, 1), residuals=torch.stack(residuals, 1), quantised=torch.stack(chosen).sum(0))
 
-    def forward(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None, quantise: bool = True) -> CEMGRQVAEOutput:
+    def warmup_loss(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Reconstruction loss of the autoencoder alone: the decoder sees z, the codebooks play no part."""
+        fused = self.fuse(features, masks)
+        return reconstruction_loss(self.decoder(self.encoder(fused.x)), fused.x, fused.present)
+
+    def forward(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> CEMGRQVAEOutput:
         """Loss of eq. 4 on B items: reconstruction + λ_q · (codebook + β · commitment) + λ_d · diversity.
 
         Reconstruction is the mean squared error over the entries of x that come from data; fillers are left out.
-        With `quantise=False` the decoder sees z itself and only the reconstruction counts (warm-up).
         """
         fused = self.fuse(features, masks)
         latent = self.encoder(fused.x)
-        if not quantise:
-            loss = reconstruction_loss(self.decoder(latent), fused.x, fused.present)
-            return CEMGRQVAEOutput(loss=loss, reconstruction=loss, latent=latent, alpha=fused.alpha)
         found = self.quantise(latent)
         straight_through = latent + (found.quantised - latent).detach()
         reconstruction = reconstruction_loss(self.decoder(straight_through), fused.x, fused.present)
@@ -339,18 +337,18 @@ class _LinearPlusMLP(nn.Module):
         super().__init__()
         self.linear = nn.Linear(sizes[0], sizes[-1])
         layers: list[nn.Module] = []
-        for before, after in zip(sizes[:-2], sizes[1:-1], strict=True):
+        for before, after in pairwise(sizes[:-1]):
             layers += [nn.Linear(before, after), nn.GELU(), nn.Dropout(dropout)]
-        self.mlp = nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
+        self.mlp = nn.Sequential(*layers)
+        self.last = nn.Linear(sizes[-2], sizes[-1])
 
     def forward(self, values: Tensor) -> Tensor:
-        return self.linear(values) + self.mlp(values)
+        return self.linear(values) + self.last(self.mlp(values))
 
     def silence(self) -> None:
         """Make the MLP contribute nothing until it is trained."""
-        last = self.mlp[-1]
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
 
 
 def _projection(size: int, dimension: int) -> nn.Module:

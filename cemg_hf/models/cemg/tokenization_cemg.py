@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BatchEncoding, PreTrainedTokenizer
 
+from .generation_cemg import ItemTrie
 from .modeling_rqvae import CEMGRQVAE, CEMGRQVAEConfig
 
 VOCAB_FILES_NAMES = {
@@ -46,7 +47,8 @@ class CEMGTokenizer(PreTrainedTokenizer):
         projections (mapping, *optional*): per modality the PCA that leads from raw encoder vectors to its inputs.
 
     Attributes:
-        item_ids (list of `str`), item_codes (`Tensor` (N, M) int64), item_tokens (their token ids), catalogue_fingerprint (`str`).
+        item_ids (list of `str`), item_codes (`Tensor` (N, M) int64), item_tokens (their token ids), trie (`ItemTrie`),
+        catalogue_fingerprint (`str`).
 
     Raises:
         ValueError: ids that repeat, codes that do not fit the geometry, or files that do not belong together.
@@ -94,10 +96,16 @@ class CEMGTokenizer(PreTrainedTokenizer):
             raise ValueError(f"item_codes must be {len(item_ids)} × {num_levels} (items × levels), got {found}")
         if not 1 <= num_levels <= 26:
             raise ValueError(f"num_levels must be 1 … 26 (levels are lettered), got {num_levels}")
-        if int(item_codes.min()) < 0 or int(item_codes.max()) >= codebook_size:
-            raise ValueError(f"item_codes must lie in 0 … {codebook_size - 1}, found {int(item_codes.min())} … {int(item_codes.max())}")
+        if max_history < 1:
+            raise ValueError(f"max_history must be ≥ 1, got {max_history}")
+        if rqvae is None and (encoders or projections):
+            raise ValueError("encoders and projections describe what goes into the RQ-VAE; give rqvae too")
+        unfit = next((item_id for item_id in item_ids if not isinstance(item_id, str)), None)
+        if unfit is not None:
+            raise ValueError(f"item ids are strings, got {unfit!r} ({type(unfit).__name__}); convert them with str()")
         self.item_ids = list(item_ids)
         self.item_codes = item_codes.long().cpu().contiguous()
+        self.trie = ItemTrie(self.item_codes, codebook_size)
         self.num_levels = num_levels
         self.codebook_size = codebook_size
         self.base_vocab_size = base_vocab_size
@@ -109,7 +117,8 @@ class CEMGTokenizer(PreTrainedTokenizer):
         if len(self._index) != len(self.item_ids):
             raise ValueError(f"item ids must be unique: {len(self.item_ids) - len(self._index)} of {len(self.item_ids)} are repeated")
         self.first_code_id = base_vocab_size + 1
-        self.item_tokens: Tensor = self.item_codes + self.first_code_id + codebook_size * torch.arange(num_levels)
+        self._level_starts = self.first_code_id + codebook_size * torch.arange(num_levels)
+        self.item_tokens: Tensor = self.item_codes + self._level_starts
         self.catalogue_fingerprint = self._fingerprint()
         self._token_ids = {"<pad>": 0, "</s>": 1, "<s>": base_vocab_size}
         self._token_ids |= {
@@ -148,6 +157,7 @@ class CEMGTokenizer(PreTrainedTokenizer):
             rqvae=self.rqvae,
             encoders=self.encoders,
             projections=self.projections,
+            padding_side=self.padding_side,
         )
 
     def _fingerprint(self) -> str:
@@ -162,6 +172,9 @@ class CEMGTokenizer(PreTrainedTokenizer):
         """Whether this is the history of one user (a list of ids, or an empty list) rather than a list of histories."""
         if isinstance(histories, str):
             raise ValueError(f"a history is a list of item ids, got the string {histories!r}; write [{histories!r}]")
+        wrong = next((entry for entry in histories if not isinstance(entry, Iterable)), None)
+        if wrong is not None:
+            raise ValueError(f"item ids are strings, got {wrong!r} ({type(wrong).__name__}) in a history; write {str(wrong)!r}")
         kinds = {isinstance(entry, str) for entry in histories}
         if len(kinds) > 1:
             raise ValueError("give one history (a list of item ids) or a batch (a list of lists of item ids), not a mixture of both")
@@ -209,10 +222,10 @@ class CEMGTokenizer(PreTrainedTokenizer):
         batch = [histories] if single else histories
         skip = 0 if add_special_tokens else 1
         ids = [self.history_ids(self.item_indices(history, on_unknown))[skip:] for history in batch]  # type: ignore[arg-type]
-        if single and return_tensors is None and not padding:
-            return BatchEncoding({"input_ids": ids[0], "attention_mask": [1] * len(ids[0])})
-        encoded = {"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]}
-        return self.pad(encoded, padding=padding, return_tensors=return_tensors, **kwargs)
+        encoded = self.pad({"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]}, padding=padding, return_tensors=return_tensors, **kwargs)
+        if single and return_tensors is None:
+            return BatchEncoding({name: rows[0] for name, rows in encoded.items()})
+        return encoded
 
     # ---- tokens → items -----------------------------------------------------------------------------------------------------
 
@@ -222,17 +235,16 @@ class CEMGTokenizer(PreTrainedTokenizer):
         Raises:
             ValueError: the rest is not a sequence of whole items of the catalogue.
         """
-        ids = torch.as_tensor(token_ids).flatten()
+        ids = torch.as_tensor(token_ids).flatten().cpu()
         codes = ids[ids >= self.first_code_id]
         if len(codes) % self.num_levels:
             raise ValueError(f"{len(codes)} code tokens are not whole items of {self.num_levels}")
         rows = codes.view(-1, self.num_levels)
-        by_tokens = {tuple(tokens): index for index, tokens in enumerate(self.item_tokens.tolist())}
-        found = [by_tokens.get(tuple(row)) for row in rows.tolist()]
-        if None in found:
-            wrong = "".join(self.convert_ids_to_tokens(rows[found.index(None)].tolist()))
+        leaves = self.trie.walk(rows - self._level_starts)
+        if bool((leaves < 0).any()):
+            wrong = "".join(self.convert_ids_to_tokens(rows[leaves < 0][0].tolist()))
             raise ValueError(f"{wrong} is the code of no item in the catalogue")
-        return [self.item_ids[index] for index in found if index is not None]
+        return [self.item_ids[item] for item in self.trie.leaf_items[leaves].tolist()]
 
     # ---- what PreTrainedTokenizer asks of a vocabulary -----------------------------------------------------------------------
 
@@ -255,6 +267,8 @@ class CEMGTokenizer(PreTrainedTokenizer):
         return self._token_ids[token]
 
     def _convert_id_to_token(self, index: int) -> str:
+        if index not in self._tokens:
+            raise ValueError(f"token id {index} is none of this tokenizer's; codes are {self.first_code_id} … {self.vocab_size - 1}")
         return self._tokens[index]
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
@@ -271,6 +285,8 @@ class CEMGTokenizer(PreTrainedTokenizer):
         paths["item_ids_file"].write_text(json.dumps(self.item_ids, ensure_ascii=False), encoding="utf-8")
         save_file({"item_codes": self.item_codes.int()}, paths["item_codes_file"], metadata={"format": "pt"})
         if self.rqvae is None:
+            paths["rqvae_config_file"].unlink(missing_ok=True)
+            paths["rqvae_file"].unlink(missing_ok=True)
             return str(paths["item_ids_file"]), str(paths["item_codes_file"])
         described = {"rqvae": self.rqvae.config.to_dict(), "encoders": self.encoders, "projections": sorted(self.projections)}
         paths["rqvae_config_file"].write_text(json.dumps(described, indent=2, ensure_ascii=False), encoding="utf-8")

@@ -1,0 +1,157 @@
+"""Fill the result tables of README.md from the JSON files in benchmarks/results.
+
+A table stands between `<!-- results:NAME -->` and `<!-- /results -->` and is made from results/NAME.json; figures are never typed in.
+
+    python benchmarks/readme_tables.py            write README.md
+    python benchmarks/readme_tables.py --check    write nothing; exit status 1 when README.md is not what would be written
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cemg_hf.errors import CEMGError
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
+
+SECTION = re.compile(r"(<!-- results:(?P<name>[\w.-]+) -->\n)(?P<body>.*?)(<!-- /results -->)", re.DOTALL)
+MARKER = re.compile(r"<!-- (?:results:|/results)")
+NOT_MEASURED = "Not measured yet.\n"
+
+ACCURACY_SLICES = {"test": "all items", "test_excluding_history": "history excluded", "test_cold": "cold targets"}
+ACCURACY_METRICS = {"hr@10": "HR@10", "ndcg@10": "NDCG@10"}
+
+
+def fill(text: str, results: Path) -> str:
+    """`text` with every table made anew.
+
+    Raises:
+        CEMGError: a marker without its partner, or a results file that is not the envelope of `artefacts.result_envelope`.
+    """
+    filled = SECTION.sub(lambda match: match[1] + table(results / f"{match['name']}.json") + match[4], text)
+    paired = 2 * len(SECTION.findall(text))
+    if len(MARKER.findall(text)) != paired:
+        raise CEMGError("README.md: a results marker stands alone; write <!-- results:NAME --> … <!-- /results -->, each on its own line")
+    return filled
+
+
+def table(path: Path) -> str:
+    """Markdown of one results file: its table and a line on how it was measured."""
+    if not path.is_file():
+        return NOT_MEASURED
+    try:
+        envelope = json.loads(path.read_text(encoding="utf-8"))
+        rows = accuracy_rows(envelope) if is_accuracy(envelope["metrics"]) else benchmark_rows(envelope["metrics"])
+        return "\n".join(["", *rows, "", provenance(envelope), ""])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise CEMGError(f"{path}: not a results file ({reason}); write it with cemg_hf.artefacts.result_envelope") from error
+
+
+def is_accuracy(metrics: Mapping[str, Any]) -> bool:
+    """Whether these are ranking metrics: system → slice → metric → value."""
+    return any(isinstance(values, Mapping) for slices in metrics.values() for values in slices.values())
+
+
+def accuracy_rows(envelope: Mapping[str, Any]) -> list[str]:
+    """Systems × (slices × metrics), `mean ± standard deviation` where there are several seeds."""
+    metrics, std = envelope["metrics"], envelope.get("std", {})
+    slices = [name for name in ACCURACY_SLICES if any(name in system for system in metrics.values())]
+    columns = [(part, metric) for part in slices for metric in ACCURACY_METRICS]
+    header = [f"{ACCURACY_METRICS[metric]}, {ACCURACY_SLICES[part]}{_cases(metrics, part)}" for part, metric in columns]
+    rows = {
+        system: [_accuracy(values.get(part, {}).get(key), std.get(system, {}).get(part, {}).get(key)) for part, key in columns]
+        for system, values in metrics.items()
+    }
+    return _markdown("System", header, rows)
+
+
+def benchmark_rows(metrics: Mapping[str, Mapping[str, float | int | None]]) -> list[str]:
+    """Variants × measured quantities, three significant digits."""
+    names = list(dict.fromkeys(name for values in metrics.values() for name in values))
+    rows = {variant: [_quantity(values.get(name)) for name in names] for variant, values in metrics.items()}
+    return _markdown("Variant", [name.replace("_", " ") for name in names], rows)
+
+
+def provenance(envelope: Mapping[str, Any]) -> str:
+    """How to measure it again, and what it was measured on."""
+    seeds = envelope["seeds"]
+    machine = envelope["machine"]
+    where = f"{machine['cores']} cores" if machine["accelerator"] == "none" else machine["accelerator"]
+    commit, dirty, _ = envelope["commit"].partition("-dirty")
+    parts = [
+        f"`{envelope['command']}`",
+        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}",
+        where,
+        _duration(envelope["seconds"]),
+        f"torch {envelope['versions']['torch']}, transformers {envelope['versions']['transformers']}",
+        f"commit {commit[:10]}{' with changes' if dirty else ''}",
+    ]
+    return " · ".join(parts) + "."
+
+
+def _markdown(corner: str, header: list[str], rows: Mapping[str, list[str]]) -> list[str]:
+    return [
+        f"| {corner} | {' | '.join(header)} |",
+        "|---" + "|---:" * len(header) + "|",
+        *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()),
+    ]
+
+
+def _cases(metrics: Mapping[str, Any], part: str) -> str:
+    """ " (n = 1,700)" where every system was measured on the same number of cases."""
+    counts = {system[part].get("n") for system in metrics.values() if part in system}
+    only = counts.pop() if len(counts) == 1 else None
+    return "" if only is None else f" (n = {only:,.0f})"
+
+
+def _accuracy(mean: float | None, std: float | None) -> str:
+    if mean is None:
+        return "–"
+    return f"{mean:.4f}" if std is None else f"{mean:.4f} ± {std:.4f}"
+
+
+def _quantity(value: float | int | None) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Fill the result tables of README.md from benchmarks/results.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 when README.md is stale")
+    parser.add_argument("--readme", type=Path, default=README, help="file with the tables")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
+    arguments = parser.parse_args()
+    text = arguments.readme.read_text(encoding="utf-8")
+    filled = fill(text, arguments.results)
+    if arguments.check:
+        if filled != text:
+            print(f"{arguments.readme} is stale: run `python benchmarks/readme_tables.py`", file=sys.stderr)
+        return int(filled != text)
+    arguments.readme.write_text(filled, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except CEMGError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

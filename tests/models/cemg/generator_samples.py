@@ -1,0 +1,81 @@
+"""Small catalogues, tokenizers and generators, and the slow obvious ways to score them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cemg_hf import CEMGRQVAE, CEMGConfig, CEMGForConditionalGeneration, CEMGRQVAEConfig, CEMGTokenizer
+
+NUM_LEVELS, CODEBOOK_SIZE = 3, 8
+
+
+def random_codes(num_items: int, num_levels: int = NUM_LEVELS, codebook_size: int = CODEBOOK_SIZE, seed: int = 0) -> Tensor:
+    """(N, M) different codes."""
+    drawn = torch.randperm(codebook_size**num_levels, generator=torch.Generator().manual_seed(seed))[:num_items]
+    return torch.stack([drawn // codebook_size**level % codebook_size for level in reversed(range(num_levels))], dim=1)
+
+
+def item_tokenizer(num_items: int = 60, seed: int = 0, **settings) -> CEMGTokenizer:
+    num_levels, codebook_size = settings.pop("num_levels", NUM_LEVELS), settings.pop("codebook_size", CODEBOOK_SIZE)
+    return CEMGTokenizer(
+        item_ids=[f"item{index}" for index in range(num_items)],
+        item_codes=random_codes(num_items, num_levels, codebook_size, seed),
+        num_levels=num_levels,
+        codebook_size=codebook_size,
+        **{"max_history": 5, **settings},
+    )
+
+
+def rqvae_parts() -> dict:
+    """An RQ-VAE, encoders and projections as `tokenize` attaches them."""
+    torch.manual_seed(3)
+    config = CEMGRQVAEConfig(
+        modality_dims={"text": 6, "collaborative": 4},
+        dimension=4,
+        num_levels=NUM_LEVELS,
+        codebook_size=CODEBOOK_SIZE,
+        hidden_dims=[5],
+        latent_dim=3,
+    )
+    return {
+        "rqvae": CEMGRQVAE(config),
+        "encoders": {"text": {"name": "tf-idf", "fingerprint": "a1", "size": 6}, "collaborative": {"name": "lightgcn", "layers": [1, 2]}},
+        "projections": {
+            "text": {"mean": torch.randn(9), "components": torch.randn(6, 9).T.contiguous().T, "scale": torch.tensor(0.3)},
+            "collaborative": {"mean": torch.randn(4).double()},
+        },
+    }
+
+
+def small_config(tokenizer: CEMGTokenizer, **settings) -> CEMGConfig:
+    network = {"num_layers": 2, "num_decoder_layers": 2, "d_model": 32, "d_ff": 64, "num_heads": 4, "d_kv": 8, "dropout_rate": 0.0}
+    return CEMGConfig(**{**network, **tokenizer.geometry(), **settings})
+
+
+def generator(tokenizer: CEMGTokenizer, seed: int = 0, **settings) -> CEMGForConditionalGeneration:
+    """A randomly initialised model in evaluation mode, its catalogue attached."""
+    torch.manual_seed(seed)
+    model = CEMGForConditionalGeneration(small_config(tokenizer, **settings)).eval()
+    model.set_tokenizer(tokenizer)
+    return model
+
+
+@torch.no_grad()
+def plain_scores(model: CEMGForConditionalGeneration, history: list[str]) -> Tensor:
+    """(N,) Σ log p of every item, by T5's own forward on the teacher-forced codes and a softmax over each level's slice."""
+    tokenizer, config = model.tokenizer, model.config
+    count = len(tokenizer.item_ids)
+    inputs = tokenizer([history], return_tensors="pt")
+    start = torch.full((count, 1), config.decoder_start_token_id)
+    logits = model(
+        input_ids=inputs["input_ids"].expand(count, -1),
+        attention_mask=inputs["attention_mask"].expand(count, -1),
+        decoder_input_ids=torch.cat([start, tokenizer.item_tokens[:, :-1]], dim=1),
+    ).logits.float()
+    total = torch.zeros(count)
+    for level in range(config.num_levels):
+        first = config.first_code_id + level * config.codebook_size
+        log_probs = logits[:, level, first : first + config.codebook_size].log_softmax(dim=-1)
+        total += log_probs[torch.arange(count), tokenizer.item_codes[:, level]]
+    return total

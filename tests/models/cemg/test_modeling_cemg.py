@@ -1,0 +1,436 @@
+"""The generator: one set of scores whoever computes them, all prefixes in one pass, saving, and starting from a T5."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from generator_samples import CODEBOOK_SIZE, NUM_LEVELS, generator, item_tokenizer, plain_scores, rqvae_parts, small_config
+from torch.nn import functional
+from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer, T5Config, T5ForConditionalGeneration
+
+from cemg_hf import CEMGConfig, CEMGForConditionalGeneration, CEMGTokenizer, Recommendation
+from cemg_hf.models.cemg import modeling_cemg
+
+TOKENIZER = item_tokenizer()
+HISTORIES = [["item1", "item2", "item3"], [], ["item5"], [f"item{index}" for index in range(10, 19)]]
+CAUSAL = pytest.mark.parametrize("item_causal", [True, False], ids=["item-causal", "bidirectional"])
+
+
+def ranked_ids(recommendations: list[Recommendation]) -> list[str]:
+    return [item.item_id for item in recommendations]
+
+
+def assert_same_lists(found: list[Recommendation], expected: list[Recommendation], tolerance: float = 1e-5) -> None:
+    assert ranked_ids(found) == ranked_ids(expected)
+    assert [item.score for item in found] == pytest.approx([item.score for item in expected], abs=tolerance)
+
+
+# ---- recommending ---------------------------------------------------------------------------------------------------------------
+
+
+@CAUSAL
+@pytest.mark.parametrize("beams_per_pass", [64, 7])
+def test_exhaustive_search_ranks_by_plain_teacher_forcing(item_causal, beams_per_pass, monkeypatch):
+    monkeypatch.setattr(modeling_cemg, "BEAMS_PER_PASS", beams_per_pass)
+    model = generator(TOKENIZER, item_causal=item_causal)
+    for history, found in zip(HISTORIES, model.recommend(HISTORIES, k=60), strict=True):
+        scores = plain_scores(model, history)
+        assert sorted(ranked_ids(found)) == sorted(TOKENIZER.item_ids)
+        assert [item.score for item in found] == pytest.approx(scores.sort(descending=True).values.tolist(), abs=1e-5)
+        assert [item.score for item in found] == pytest.approx([float(scores[int(item.item_id[4:])]) for item in found], abs=1e-5)
+
+
+@CAUSAL
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_generate_and_recommend_give_the_same_lists(item_causal, side):
+    model = generator(TOKENIZER, item_causal=item_causal)
+    inputs = TOKENIZER(HISTORIES, padding=True, padding_side=side, return_tensors="pt")
+    for num_beams in (1, 4, 20):
+        out = model.generate(
+            **inputs,
+            num_beams=num_beams,
+            num_return_sequences=num_beams,
+            logits_processor=[model.prefix_constraint()],
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+        sequences = out.sequences.view(len(HISTORIES), num_beams, -1)
+        items, scores = model.rank(inputs["input_ids"], inputs["attention_mask"], num_beams)
+        found = model.recommend(HISTORIES, k=num_beams, num_beams=num_beams)
+        for row, expected in enumerate(found):
+            assert [TOKENIZER.decode_items(sequence) for sequence in sequences[row]] == [[item.item_id] for item in expected]
+            assert [TOKENIZER.item_ids[item] for item in items[row].tolist()] == ranked_ids(expected)
+            assert scores[row].tolist() == pytest.approx([item.score for item in expected], abs=1e-5)
+        if num_beams > 1:
+            expected_scores = [item.score for expected in found for item in expected]
+            assert out.sequences_scores.tolist() == pytest.approx(expected_scores, abs=1e-5)
+
+
+def test_fewer_items_than_beams():
+    tokenizer = item_tokenizer(5)
+    model = generator(tokenizer)
+    history = ["item1", "item2"]
+    found = model.recommend(history, k=8)
+    assert sorted(ranked_ids(found)) == tokenizer.item_ids
+    out = model.generate(
+        **tokenizer([history], return_tensors="pt"),
+        num_beams=8,
+        num_return_sequences=8,
+        logits_processor=[model.prefix_constraint()],
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    # `generate` cannot return a shorter list: what it fills it up with scores as impossible.
+    possible = out.sequences_scores > -1e6
+    assert [tokenizer.decode_items(sequence)[0] for sequence in out.sequences[possible]] == ranked_ids(found)
+    assert out.sequences_scores[possible].tolist() == pytest.approx([item.score for item in found], abs=1e-5)
+    remaining = model.recommend(history, k=8, exclude_history=True)
+    assert ranked_ids(remaining) == [item for item in ranked_ids(found) if item not in history]
+    assert model.recommend(tokenizer.item_ids, k=3, exclude_history=True) == []
+
+
+def test_exclusion_covers_items_that_were_cut_off():
+    model = generator(TOKENIZER)
+    history = [f"item{index}" for index in range(20)] + ["item3"]
+    assert len(history) > TOKENIZER.max_history
+    found = model.recommend([history, [], ["item7"]], k=60, exclude_history=True)
+    assert [sorted(ranked_ids(row)) for row in found] == [
+        sorted(set(TOKENIZER.item_ids) - set(gone)) for gone in (history, [], ["item7"])
+    ]
+    assert ranked_ids(found[0]) == [item for item in ranked_ids(model.recommend(history, k=60)) if item not in history]
+
+
+def test_one_history_and_a_batch_agree_whatever_the_batch_size():
+    model = generator(TOKENIZER)
+    batch = model.recommend(HISTORIES, k=7, batch_size=64)
+    for history, expected in zip(HISTORIES, batch, strict=True):
+        assert_same_lists(model.recommend(history, k=7), expected)
+    for found, expected in zip(model.recommend(HISTORIES, k=7, batch_size=1), batch, strict=True):
+        assert_same_lists(found, expected)
+    assert model.recommend(["item1", "nothing"], k=3, on_unknown="skip") == model.recommend(["item1"], k=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"k": 0}, "k must be at least 1"), ({"k": 5, "num_beams": 4}, "cannot fill"), ({"on_unknown": "?"}, "on_unknown")],
+)
+def test_impossible_requests_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        generator(TOKENIZER).recommend(["item1"], **options)
+
+
+def test_recommend_needs_a_catalogue_and_known_items():
+    model = CEMGForConditionalGeneration(small_config(TOKENIZER))
+    with pytest.raises(ValueError, match="no catalogue yet"):
+        model.recommend(["item1"])
+    model.set_tokenizer(TOKENIZER)
+    with pytest.raises(ValueError, match="'nothing' is not among"):
+        model.recommend(["nothing"])
+
+
+def test_recommend_switches_dropout_off_and_the_mode_back(monkeypatch):
+    model = generator(TOKENIZER, dropout_rate=0.5)
+    expected = model.recommend(HISTORIES, k=5)
+    model.train()
+    state = torch.get_rng_state()
+    assert model.recommend(HISTORIES, k=5) == expected
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
+    assert model.decoder.training
+
+    def failing(*_, **__):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(model, "rank", failing)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        model.recommend(HISTORIES)
+    assert model.training
+
+
+@CAUSAL
+def test_bfloat16_ranks_with_single_precision_scores(item_causal):
+    model = generator(TOKENIZER, item_causal=item_causal)
+    expected = model.recommend(HISTORIES, k=60)
+    model.to(torch.bfloat16)
+    inputs = TOKENIZER(HISTORIES, padding=True, padding_side="left", return_tensors="pt")
+    items, scores = model.rank(inputs["input_ids"], inputs["attention_mask"], 60)
+    assert scores.dtype == torch.float32
+    assert (items.sort(dim=1).values == torch.arange(60)).all()
+    assert len(scores.unique()) > 200  # sums in bfloat16 would leave a few dozen different values
+    for row, exact in enumerate(expected):
+        exact_scores = {item.item_id: item.score for item in exact}
+        for item, score in zip(items[row].tolist(), scores[row].tolist(), strict=True):
+            assert score == pytest.approx(exact_scores[f"item{item}"], abs=0.2)
+
+
+def test_left_padding_with_one_level_survives_low_precision():
+    tokenizer = item_tokenizer(6, num_levels=1)
+    model = generator(tokenizer)
+    inputs = tokenizer([["item1", "item2", "item3"], []], padding=True, padding_side="left", return_tensors="pt")
+    with torch.autocast("cpu", torch.bfloat16):
+        items, scores = model.rank(inputs["input_ids"], inputs["attention_mask"], 6)
+    assert scores.isfinite().all()
+    assert (items.sort(dim=1).values == torch.arange(6)).all()
+
+
+def test_item_causal_mask_is_active_everywhere():
+    causal = generator(TOKENIZER, item_causal=True)
+    bidirectional = generator(TOKENIZER, item_causal=False)
+    bidirectional.load_state_dict(causal.state_dict())
+    history, options = HISTORIES[0], {"num_beams": 5, "num_return_sequences": 5, "return_dict_in_generate": True, "output_scores": True}
+    inputs = TOKENIZER([history], return_tensors="pt")
+    lists = [model.recommend(history, k=20) for model in (causal, bidirectional)]
+    generated = [model.generate(**inputs, logits_processor=[model.prefix_constraint()], **options) for model in (causal, bidirectional)]
+    for first, second in (lists, [out.sequences_scores.tolist() for out in generated]):
+        values = [[item.score if isinstance(item, Recommendation) else item for item in row] for row in (first, second)]
+        assert np.abs(np.subtract(*values)).max() > 1e-3
+    # One item has nothing to hide from itself.
+    assert_same_lists(causal.recommend(["item1"], k=20), bidirectional.recommend(["item1"], k=20))
+    states = [
+        causal.encoder(**TOKENIZER([items], return_tensors="pt")).last_hidden_state[0] for items in (history, history[:2], history[:1])
+    ]
+    assert torch.allclose(states[0][: 1 + 2 * NUM_LEVELS], states[1], atol=1e-5)
+    assert torch.allclose(states[0][: 1 + NUM_LEVELS], states[2], atol=1e-5)
+
+
+# ---- training -------------------------------------------------------------------------------------------------------------------
+
+
+def item_labels(items: list[str]) -> torch.Tensor:
+    """(1, T·M) label tokens."""
+    return TOKENIZER.item_tokens[[int(item[4:]) for item in items]].flatten().unsqueeze(0)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_logits_of_every_prefix_equal_a_pass_on_the_prefix_alone(side):
+    model = generator(TOKENIZER)
+    histories = [["item1", "item2", "item3", "item4"], ["item8"]]
+    targets = [["item9", "item8", "item7", "item6", "item5"], ["item2", "item3", "item0", "item0", "item0"]]
+    labels = torch.cat([item_labels(row) for row in targets])
+    labels[1, 2 * NUM_LEVELS :] = -100
+    inputs = TOKENIZER(histories, padding=True, padding_side=side, return_tensors="pt")
+    logits = model(**inputs, labels=labels).logits
+    assert logits.shape == (2, 5 * NUM_LEVELS, CODEBOOK_SIZE)
+    for row, (history, wanted) in enumerate(zip(histories, targets, strict=True)):
+        for t in range(len(history) + 1):
+            alone = model(**TOKENIZER([history[:t]], return_tensors="pt"), labels=item_labels(wanted[t : t + 1])).logits
+            assert (logits[row, t * NUM_LEVELS : (t + 1) * NUM_LEVELS] - alone[0]).abs().max() < 1e-5
+
+
+def test_loss_and_gradient_of_all_prefixes_are_those_of_separate_samples():
+    model = generator(TOKENIZER)
+    history, targets = ["item1", "item2", "item3"], ["item4", "item1", "item7", "item9"]
+    gradients, losses = [], []
+    for together in (True, False):
+        model.zero_grad()
+        if together:
+            loss = model(**TOKENIZER([history], return_tensors="pt"), labels=item_labels(targets)).loss
+        else:
+            samples = [TOKENIZER([history[:t]], return_tensors="pt") for t in range(4)]
+            loss = sum(model(**sample, labels=item_labels([target])).loss for sample, target in zip(samples, targets, strict=True)) / 4
+        loss.backward()
+        losses.append(float(loss))
+        gradients.append({name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None})
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        assert torch.allclose(gradient, gradients[1][name], atol=1e-5), name
+
+
+@CAUSAL
+def test_loss_is_over_the_codes_of_the_level(item_causal):
+    model = generator(TOKENIZER, item_causal=item_causal)
+    inputs = TOKENIZER(HISTORIES, padding=True, return_tensors="pt")
+    targets = [4, 9, 0, 33]
+    labels = TOKENIZER.item_tokens[targets]
+    out = model(**inputs, labels=labels)
+    scores = torch.stack([plain_scores(model, history)[target] for history, target in zip(HISTORIES, targets, strict=True)])
+    assert float(out.loss) == pytest.approx(float(-scores.sum() / labels.numel()), abs=1e-5)
+    manual = functional.cross_entropy(out.logits.flatten(0, 1), TOKENIZER.item_codes[targets].flatten())
+    assert float(out.loss) == pytest.approx(float(manual), abs=1e-6)
+
+
+def test_loss_ignores_masked_labels_and_divides_by_the_number_it_is_given():
+    model = generator(TOKENIZER)
+    inputs = TOKENIZER([HISTORIES[0]] * 2, return_tensors="pt")
+    labels = torch.cat([item_labels(["item4", "item5"]), item_labels(["item6", "item7"])])
+    whole = model(**inputs, labels=labels).loss
+    labels[0, :NUM_LEVELS] = labels[1, NUM_LEVELS:] = -100
+    parts = [
+        model(input_ids=inputs["input_ids"][:1], labels=labels[:1]).loss,
+        model(input_ids=inputs["input_ids"][:1], labels=labels[1:, :NUM_LEVELS]).loss,
+    ]
+    masked = model(**inputs, labels=labels).loss
+    assert float(masked) == pytest.approx(float(sum(parts)) / 2, abs=1e-6)
+    assert float(masked) != pytest.approx(float(whole), abs=1e-3)
+    for number in (5, torch.tensor(5)):
+        scaled = model(**inputs, labels=labels, num_items_in_batch=number).loss
+        assert float(scaled) == pytest.approx(float(masked) * 2 * NUM_LEVELS / 5, abs=1e-6)
+    assert float(model(**inputs, labels=torch.full_like(labels, -100)).loss) == 0.0
+
+
+def test_labels_that_do_not_fit_are_refused():
+    bidirectional = generator(TOKENIZER, item_causal=False)
+    inputs = TOKENIZER([HISTORIES[0]], return_tensors="pt")
+    with pytest.raises(ValueError, match="need an item-causal model"):
+        bidirectional(**inputs, labels=item_labels(["item1", "item2"]))
+    with pytest.raises(ValueError, match="whole items of 3 codes"):
+        bidirectional(**inputs, labels=item_labels(["item1"])[:, :2])
+    with pytest.raises(ValueError, match="input_ids"):
+        bidirectional(labels=item_labels(["item1"]))
+
+
+def test_training_learns_what_follows_what():
+    """A catalogue walked in order: after a few steps the next item comes first."""
+    tokenizer = item_tokenizer(12)
+    model = generator(tokenizer).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    windows = torch.stack([torch.arange(start, start + 5) % 12 for start in range(12)])
+    inputs = tokenizer([[f"item{item}" for item in row[:-1].tolist()] for row in windows], return_tensors="pt")
+    for _ in range(40):
+        loss = model(**inputs, labels=tokenizer.item_tokens[windows].flatten(1)).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    found = model.recommend([[f"item{item}"] for item in range(12)], k=1)
+    assert [row[0].item_id for row in found] == [f"item{(item + 1) % 12}" for item in range(12)]
+
+
+# ---- saving and loading -----------------------------------------------------------------------------------------------------------
+
+
+@CAUSAL
+def test_saved_model_ranks_the_same(tmp_path, item_causal):
+    tokenizer = item_tokenizer(**rqvae_parts())
+    model = generator(tokenizer, item_causal=item_causal)
+    expected = model.recommend(HISTORIES, k=20)
+    model.save_pretrained(tmp_path)
+    loaded = [auto.from_pretrained(tmp_path) for auto in (CEMGForConditionalGeneration, AutoModel, AutoModelForSeq2SeqLM)]
+    for other in loaded:
+        assert type(other) is CEMGForConditionalGeneration
+        assert other.recommend(HISTORIES, k=20) == expected
+        assert other.lm_head.weight is other.shared.weight
+        assert other.generation_config.eos_token_id is None
+        assert other.generation_config.max_new_tokens == NUM_LEVELS
+        assert torch.equal(other.tokenizer.rqvae.codebooks, tokenizer.rqvae.codebooks)
+    assert type(AutoConfig.from_pretrained(tmp_path)) is CEMGConfig
+    assert type(AutoTokenizer.from_pretrained(tmp_path)) is CEMGTokenizer
+    inputs = tokenizer([HISTORIES[0]], return_tensors="pt")
+    generated = [other.generate(**inputs, logits_processor=[other.prefix_constraint()]) for other in (model, loaded[0])]
+    assert torch.equal(*generated)
+    _, info = CEMGForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+
+
+def test_a_model_without_tokenizer_loads_and_says_what_is_missing(tmp_path):
+    CEMGForConditionalGeneration(small_config(TOKENIZER)).save_pretrained(tmp_path)
+    model = CEMGForConditionalGeneration.from_pretrained(tmp_path)
+    assert model.tokenizer is None
+    with pytest.raises(ValueError, match="set_tokenizer"):
+        model.prefix_constraint()
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [({"seed": 1}, "trained on catalogue"), ({"codebook_size": 9}, "codebook_size is 9 in the tokenizer, 8 in the model"),
+     ({"max_history": 4}, "max_history is 4"), ({"base_vocab_size": 3}, "base_vocab_size is 3")],
+)  # fmt: skip
+def test_a_tokenizer_of_another_model_is_refused(tmp_path, other, message):
+    generator(TOKENIZER).save_pretrained(tmp_path)
+    stranger = item_tokenizer(**other)
+    with pytest.raises(ValueError, match=message):
+        CEMGForConditionalGeneration.from_pretrained(tmp_path).set_tokenizer(stranger)
+    stranger.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        CEMGForConditionalGeneration.from_pretrained(tmp_path)
+
+
+def test_weights_are_initialised_once_and_tied():
+    torch.manual_seed(0)
+    model = CEMGForConditionalGeneration(small_config(TOKENIZER, d_model=64, d_kv=16, codebook_size=CODEBOOK_SIZE))
+    for tied in (model.encoder.embed_tokens, model.decoder.embed_tokens, model.lm_head):
+        assert tied.weight is model.shared.weight
+    assert float(model.shared.weight.std()) == pytest.approx(1.0, rel=0.1)
+    for stack in (model.encoder, model.decoder):
+        attention = stack.block[1].layer[0].SelfAttention
+        assert float(attention.q.weight.std()) == pytest.approx((64 * 16) ** -0.5, rel=0.1)
+        assert float(attention.k.weight.std()) == pytest.approx(64**-0.5, rel=0.1)
+        assert (stack.final_layer_norm.weight == 1).all()
+
+
+# ---- from a T5 --------------------------------------------------------------------------------------------------------------------
+
+BASE_VOCABULARY = 40
+
+
+def small_t5(version: str, untied_head: bool = False) -> T5ForConditionalGeneration:
+    """A T5 as published: v1.0 (relu, tied, scaled) or v1.1 (gated gelu, not scaled, usually with a head of its own)."""
+    style = {"feed_forward_proj": "relu"} if version == "1.0" else {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+    torch.manual_seed(5)
+    config = T5Config(
+        vocab_size=BASE_VOCABULARY, d_model=32, d_ff=64, num_heads=4, d_kv=8, num_layers=2, decoder_start_token_id=0, dropout_rate=0.0, **style
+    )
+    backbone = T5ForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        backbone.shared.weight.mul_(3.0).add_(torch.linspace(-1, 1, 32))
+    if untied_head:
+        backbone.lm_head.weight = torch.nn.Parameter(torch.randn(BASE_VOCABULARY, 32) * 0.2)
+    return backbone
+
+
+@pytest.mark.parametrize(("version", "untied_head"), [("1.0", False), ("1.1", False), ("1.1", True)])
+def test_from_t5_keeps_the_t5_and_adds_code_tokens(tmp_path, version, untied_head):
+    backbone = small_t5(version, untied_head)
+    before = copy.deepcopy(backbone.state_dict())
+    tokenizer = item_tokenizer(base_vocab_size=BASE_VOCABULARY)
+    model = CEMGForConditionalGeneration.from_t5(backbone, tokenizer, item_causal=False).eval()
+    assert backbone.config.vocab_size == BASE_VOCABULARY
+    assert all(torch.equal(value, backbone.state_dict()[name]) for name, value in before.items())
+    assert model.config.scale_decoder_outputs is (version == "1.0")
+    state = model.state_dict()
+    assert state.keys() == before.keys()
+    for name, value in before.items():
+        assert torch.equal(state[name][: len(value)], value), name
+    assert (model.lm_head.weight is model.shared.weight) is not untied_head
+    for matrix, old in ((model.shared.weight, before["shared.weight"]), (model.lm_head.weight, before["lm_head.weight"])):
+        new = matrix[BASE_VOCABULARY:]
+        assert len(new) == 1 + NUM_LEVELS * CODEBOOK_SIZE
+        assert float(new.std(dim=0).mean()) == pytest.approx(float(old.std(dim=0).mean()), rel=0.2)
+        assert len(new.unique(dim=0)) == len(new)
+
+    # On its own tokens it still is the T5 it was.
+    tokens = torch.tensor([[7, 9, 4, 30, 1]])
+    arguments = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "decoder_input_ids": torch.tensor([[0, 5, 6]])}
+    assert torch.allclose(model(**arguments).logits[..., :BASE_VOCABULARY], backbone(**arguments).logits, atol=1e-5)
+
+    found = model.recommend(HISTORIES, k=60)
+    for history, row in zip(HISTORIES, found, strict=True):
+        assert [item.score for item in row] == pytest.approx(plain_scores(model, history).sort(descending=True).values.tolist(), abs=1e-4)
+    model.save_pretrained(tmp_path)
+    loaded, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert loaded.recommend(HISTORIES, k=60) == found
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert (loaded.lm_head.weight is loaded.shared.weight) is not untied_head
+    assert loaded.shared.weight is loaded.encoder.embed_tokens.weight is loaded.decoder.embed_tokens.weight
+    assert json.loads((tmp_path / "config.json").read_text())["scale_decoder_outputs"] is (version == "1.0")
+    loaded.tie_weights()
+    assert loaded.recommend(HISTORIES, k=60) == found
+
+
+def test_untied_head_survives_the_backbones_own_saving(tmp_path):
+    small_t5("1.1", untied_head=True).save_pretrained(tmp_path)
+    backbone = T5ForConditionalGeneration.from_pretrained(tmp_path)
+    tokenizer = item_tokenizer(base_vocab_size=BASE_VOCABULARY)
+    model = CEMGForConditionalGeneration.from_t5(backbone, tokenizer)
+    assert torch.equal(model.lm_head.weight[:BASE_VOCABULARY], small_t5("1.1", untied_head=True).lm_head.weight)
+    assert torch.equal(model.shared.weight[:BASE_VOCABULARY], small_t5("1.1").shared.weight)
+    assert not model.config.tie_lm_head
+
+
+def test_from_t5_refuses_a_tokenizer_with_another_base():
+    with pytest.raises(ValueError, match="base_vocab_size=40"):
+        CEMGForConditionalGeneration.from_t5(small_t5("1.0"), TOKENIZER)

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cemg_hf import artefacts
+from cemg_hf.artefacts import MANIFEST_NAME, Manifest, fingerprint, fingerprint_path, is_current, result_envelope, write_folder, write_json
+from cemg_hf.errors import CEMGError
+
+MANIFEST = Manifest("stage", {"size": 3, "rate": 0.1, "names": ["a"]}, {"data": "f00"}, seed=1)
+
+
+@given(st.lists(st.text(max_size=3), max_size=4), st.lists(st.text(max_size=3), max_size=4))
+def test_fingerprints_are_equal_exactly_for_equal_parts(first: list[str], second: list[str]) -> None:
+    assert (fingerprint(*first) == fingerprint(*second)) == (first == second)
+    assert fingerprint(*first) == fingerprint(*(part.encode() for part in first))
+
+
+def write_stage(folder: Path, manifest: Manifest = MANIFEST, **files: str) -> None:
+    with write_folder(folder, manifest) as scratch:
+        for name, content in files.items():
+            (scratch / name).write_text(content)
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "output"
+    with pytest.raises(RuntimeError, match="killed"), write_folder(folder, MANIFEST) as scratch:
+        (scratch / "half").write_text("x")
+        raise RuntimeError("killed")
+    assert not folder.exists()
+
+    write_stage(folder, first="1")
+    with pytest.raises(RuntimeError, match="killed"), write_folder(folder, replace(MANIFEST, seed=2)) as scratch:
+        (scratch / "half").write_text("x")
+        raise RuntimeError("killed")
+    assert (folder / "first").read_text() == "1"
+    assert is_current(folder, MANIFEST)
+
+    write_stage(folder, replace(MANIFEST, seed=2), second="2")
+    assert sorted(path.name for path in folder.iterdir()) == [MANIFEST_NAME, "second"]
+    assert [path.name for path in folder.parent.iterdir()] == ["output"]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        replace(MANIFEST, seed=2),
+        replace(MANIFEST, stage="other"),
+        replace(MANIFEST, settings={**MANIFEST.settings, "rate": 0.2}),
+        replace(MANIFEST, settings={**MANIFEST.settings, "new": None}),
+        replace(MANIFEST, inputs={"data": "f01"}),
+        replace(MANIFEST, inputs={}),
+    ],
+)
+def test_current_means_the_same_settings_inputs_and_seed(tmp_path: Path, changed: Manifest) -> None:
+    assert not is_current(tmp_path / "output", MANIFEST)
+    write_stage(tmp_path / "output")
+    assert is_current(tmp_path / "output", MANIFEST)
+    assert not is_current(tmp_path / "output", changed)
+    before = fingerprint_path(tmp_path / "output")
+    write_stage(tmp_path / "output", changed)
+    assert fingerprint_path(tmp_path / "output") != before
+
+
+def test_a_stage_folder_is_known_by_what_it_was_made_from(tmp_path: Path) -> None:
+    write_stage(tmp_path / "one", result="a")
+    write_stage(tmp_path / "two", result="b")
+    assert fingerprint_path(tmp_path / "one") == fingerprint_path(tmp_path / "two")
+
+
+@pytest.mark.parametrize("foreign", ["[1, 2]", '{"name": "my extension"}', "not json"])
+def test_a_foreign_manifest_is_just_a_file(tmp_path: Path, foreign: str) -> None:
+    (tmp_path / MANIFEST_NAME).write_text(foreign)
+    (tmp_path / "data").write_text("1")
+    assert not is_current(tmp_path, MANIFEST)
+    before = fingerprint_path(tmp_path)
+    (tmp_path / "data").write_text("2")
+    assert fingerprint_path(tmp_path) != before
+
+
+def test_a_plain_folder_is_known_by_names_and_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("1")
+    before = fingerprint_path(tmp_path)
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert fingerprint_path(tmp_path) != before
+    (tmp_path / "b").rename(tmp_path / "a")
+    assert fingerprint_path(tmp_path) == before
+    with pytest.raises(CEMGError, match="no such file or folder"):
+        fingerprint_path(tmp_path / "missing")
+
+
+def test_the_working_directory_and_links_can_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    write_stage(tmp_path / "link", result="1")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "result").read_text() == "1"
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    write_stage(Path("."), result="2")  # noqa: PTH201 - what a user types
+    assert (tmp_path / "here" / "result").read_text() == "2"
+
+
+def test_json_is_replaced_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file.json"
+    write_json(path, {"a": "ü"})
+    with pytest.raises(TypeError):
+        write_json(path, {("a", "tuple"): 1})
+    assert json.loads(path.read_text()) == {"a": "ü"}
+    assert "ü" in path.read_text()
+
+
+def test_envelope_has_what_scripts_outside_read(tmp_path: Path) -> None:
+    envelope = result_envelope({"cemg": {}}, command="cemg run", seeds=[1, 2], seconds=1.234, std={"cemg": {}}, curve=[1])
+    required = {"metrics", "std", "command", "commit", "seeds", "versions", "machine", "seconds", "curve"}
+    assert set(envelope) == required
+    assert "std" not in result_envelope({}, command="", seeds=[1], seconds=0.0)
+    assert {"torch", "transformers", "python", "cemg-hf"} <= set(envelope["versions"])
+    assert envelope["machine"]["cores"] >= 1
+    json.dumps(envelope)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Callable[..., str]:
+    """A git repository in `tmp_path/checkout` that holds cemg_hf/artefacts.py; calling it runs git there."""
+    folder = tmp_path / "checkout"
+    (folder / "cemg_hf").mkdir(parents=True)
+    (folder / "cemg_hf" / "artefacts.py").write_text("first\n")
+
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "commit.gpgsign=false"]
+        return subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "one")
+    return git
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_commit_is_the_packages_own(tmp_path: Path, checkout: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "checkout"
+    head = checkout("rev-parse", "HEAD")
+    monkeypatch.setattr(artefacts, "__file__", str(folder / "cemg_hf" / "artefacts.py"))
+    assert artefacts.commit() == head
+    (folder / "cemg_hf" / "artefacts.py").write_text("second\n")
+    assert artefacts.commit() == f"{head}-dirty"
+
+    installed = folder / ".venv" / "cemg_hf"
+    installed.mkdir(parents=True)
+    monkeypatch.setattr(artefacts, "__file__", str(installed / "artefacts.py"))
+    monkeypatch.setattr(artefacts, "_installed_from", lambda: None)
+    assert artefacts.commit() == "unknown"  # somebody's repository, but not this package's
+    monkeypatch.setattr(artefacts, "_installed_from", lambda: folder)
+    assert artefacts.commit() == f"{head}-dirty"
+    monkeypatch.setattr(artefacts, "_installed_from", lambda: tmp_path / "gone")
+    assert artefacts.commit() == "unknown"
+
+
+def test_commit_without_git_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert artefacts.commit() == "unknown"

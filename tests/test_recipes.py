@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pytest
+import yaml
+
+from cemg_hf.data.prepare import prepare
+from cemg_hf.errors import CEMGError
+from cemg_hf.recipes import Recipe, load_recipe, recipe_names
+
+EXPECTED = ["beauty", "movielens-100k", "own-data", "sample", "sports", "yelp"]
+
+
+def test_the_recipes_ship_with_the_package() -> None:
+    assert recipe_names() == EXPECTED
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_shipped_recipes_are_complete(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == recipe.prepare.name == name
+    assert recipe.description
+    recipe.encode.check()
+    generator = recipe.finetune.generator
+    assert recipe.tokenize.num_levels * recipe.tokenize.codebook_size + 3 < 2**15
+    assert generator.max_history >= 20
+    assert recipe.evaluate.num_beams >= 20
+    # A run folder's recipe.yaml is the recipe, written out: loading it must give the same experiment.
+    written = tmp_path / "recipe.yaml"
+    written.write_text(yaml.safe_dump(asdict(recipe)))
+    assert load_recipe(written) == recipe
+
+
+def dataclasses_below(kind: type) -> Iterator[type]:
+    yield kind
+    for hint in get_type_hints(kind).values():
+        for inner in (hint, *get_args(hint)):
+            if is_dataclass(inner) and isinstance(inner, type):
+                yield from dataclasses_below(inner)
+
+
+def test_every_setting_is_explained() -> None:
+    silent = [f"{kind.__name__}.{entry.name}" for kind in dataclasses_below(Recipe) for entry in fields(kind) if not entry.metadata.get("help")]
+    assert silent == []
+
+
+def test_assignments_and_overrides_change_the_recipe() -> None:
+    overrides: dict[str, Any] = {"seed": 7, "prepare.interactions": "mine.csv"}
+    recipe = load_recipe("own-data", ["finetune.loop.epochs=3", "finetune.lora.rank=4", "encode.modalities=[text]"], overrides)
+    assert (recipe.seed, recipe.prepare.interactions, recipe.finetune.loop.epochs) == (7, "mine.csv", 3)
+    assert recipe.finetune.lora is not None
+    assert recipe.finetune.lora.rank == 4
+    assert recipe.encode.modalities == ["text"]
+    assert recipe.finetune.loop.batch_size == load_recipe("own-data").finetune.loop.batch_size
+    assert load_recipe("own-data").seed != 7
+
+
+@pytest.mark.parametrize("content", ["name: x\nprepare:\n", "name: x\n"])
+def test_an_empty_section_takes_overrides(tmp_path: Path, content: str) -> None:
+    (tmp_path / "mine.yaml").write_text(content)
+    assert load_recipe(tmp_path / "mine.yaml", [], {"prepare.interactions": "a.csv"}).prepare.interactions == "a.csv"
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("finetun.loop.epochs=3", "sample.yaml: unknown key 'finetun'; did you mean 'finetune'?"),
+        ("finetune.loop.epoch=3", "sample.yaml: finetune: loop: unknown key 'epoch'; did you mean 'epochs'?"),
+        ("encode.text.encodr=tfidf", "sample.yaml: encode: text: unknown key 'encodr'; did you mean 'encoder'?"),
+        ("finetune.loop.epochs=many", "sample.yaml: finetune: loop: epochs: expected int, got 'many'"),
+        ("finetune.loop.epochs=0", "sample.yaml: finetune: loop: epochs: must be at least 1, got 0"),
+    ],
+)
+def test_wrong_settings_name_the_place(assignment: str, message: str) -> None:
+    with pytest.raises(CEMGError) as raised:
+        load_recipe("sample", [assignment])
+    assert str(raised.value) == message
+
+
+def test_unknown_recipes_are_answered_with_the_known_ones(tmp_path: Path) -> None:
+    for name in ("beuty", tmp_path / "missing.yaml", tmp_path):
+        with pytest.raises(CEMGError, match=", ".join(EXPECTED)):
+            load_recipe(name)
+
+
+def test_paths_may_be_read_where_their_variables_are_not_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CEMG_DATA", raising=False)
+    recipe = load_recipe("beauty")
+    with pytest.raises(CEMGError, match="CEMG_DATA is not set"):
+        prepare(recipe.prepare, tmp_path / "dataset")

@@ -84,8 +84,9 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
         if not config.tie_lm_head:  # before T5 ties what this names
             self._tied_weights_keys = {key: source for key, source in type(self)._tied_weights_keys.items() if key != "lm_head.weight"}
         super().__init__(config)
-        encoder_config = self.encoder.config
-        self.encoder = CEMGEncoder(encoder_config)
+        # T5's own stack under the subclass's forward. A new CEMGEncoder would start from other weights: transformers skips the
+        # initialisation of T5's attention and feed-forward modules in stacks that are defined outside of it.
+        self.encoder.__class__ = CEMGEncoder
         self.tokenizer: CEMGTokenizer | None = None
         self._trie: ItemTrie | None = None
         self.generation_config.update(
@@ -98,7 +99,6 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
             pad_token_id=config.pad_token_id,
             bos_token_id=config.bos_token_id,
         )
-        self.post_init()
 
     # ---- loading and saving ---------------------------------------------------------------------------------------------
 

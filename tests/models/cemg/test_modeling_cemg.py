@@ -188,8 +188,7 @@ def test_item_causal_mask_is_active_everywhere():
     for first, second in (lists, [out.sequences_scores.tolist() for out in generated]):
         values = [[item.score if isinstance(item, Recommendation) else item for item in row] for row in (first, second)]
         assert np.abs(np.subtract(*values)).max() > 1e-3
-    # One item has nothing to hide from itself.
-    assert_same_lists(causal.recommend(["item1"], k=20), bidirectional.recommend(["item1"], k=20))
+    assert_same_lists(causal.recommend([], k=20), bidirectional.recommend([], k=20))  # nothing to hide
     states = [
         causal.encoder(**TOKENIZER([items], return_tensors="pt")).last_hidden_state[0] for items in (history, history[:2], history[:1])
     ]
@@ -233,7 +232,7 @@ def test_loss_and_gradient_of_all_prefixes_are_those_of_separate_samples():
             samples = [TOKENIZER([history[:t]], return_tensors="pt") for t in range(4)]
             loss = sum(model(**sample, labels=item_labels([target])).loss for sample, target in zip(samples, targets, strict=True)) / 4
         loss.backward()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         gradients.append({name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None})
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
     assert gradients[0].keys() == gradients[1].keys()
@@ -260,10 +259,7 @@ def test_loss_ignores_masked_labels_and_divides_by_the_number_it_is_given():
     labels = torch.cat([item_labels(["item4", "item5"]), item_labels(["item6", "item7"])])
     whole = model(**inputs, labels=labels).loss
     labels[0, :NUM_LEVELS] = labels[1, NUM_LEVELS:] = -100
-    parts = [
-        model(input_ids=inputs["input_ids"][:1], labels=labels[:1]).loss,
-        model(input_ids=inputs["input_ids"][:1], labels=labels[1:, :NUM_LEVELS]).loss,
-    ]
+    parts = [model(input_ids=inputs["input_ids"][:1], labels=row.unsqueeze(0)).loss for row in labels]
     masked = model(**inputs, labels=labels).loss
     assert float(masked) == pytest.approx(float(sum(parts)) / 2, abs=1e-6)
     assert float(masked) != pytest.approx(float(whole), abs=1e-3)
@@ -349,17 +345,21 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path, other, message):
         CEMGForConditionalGeneration.from_pretrained(tmp_path)
 
 
-def test_weights_are_initialised_once_and_tied():
+@CAUSAL
+def test_a_new_model_starts_from_the_weights_of_a_new_t5(item_causal):
+    """transformers initialises T5's modules only inside stacks of its own; elsewhere every matrix would come out with std 1."""
+    config = small_config(TOKENIZER, item_causal=item_causal)
     torch.manual_seed(0)
-    model = CEMGForConditionalGeneration(small_config(TOKENIZER, d_model=64, d_kv=16, codebook_size=CODEBOOK_SIZE))
+    model = CEMGForConditionalGeneration(config)
     for tied in (model.encoder.embed_tokens, model.decoder.embed_tokens, model.lm_head):
         assert tied.weight is model.shared.weight
-    assert float(model.shared.weight.std()) == pytest.approx(1.0, rel=0.1)
-    for stack in (model.encoder, model.decoder):
-        attention = stack.block[1].layer[0].SelfAttention
-        assert float(attention.q.weight.std()) == pytest.approx((64 * 16) ** -0.5, rel=0.1)
-        assert float(attention.k.weight.std()) == pytest.approx(64**-0.5, rel=0.1)
-        assert (stack.final_layer_norm.weight == 1).all()
+    torch.manual_seed(0)
+    plain = T5ForConditionalGeneration(T5Config(**{key: value for key, value in config.to_dict().items() if key != "model_type"}))
+    spread = {name: float(parameter.detach().std()) for name, parameter in plain.named_parameters()}
+    for name, parameter in model.named_parameters():
+        assert float(parameter.detach().std()) == pytest.approx(spread[name], rel=0.15, abs=0.05), name
+    attention = model.encoder.block[1].layer[0].SelfAttention
+    assert float(attention.q.weight.detach().std()) == pytest.approx((32 * 8) ** -0.5, rel=0.1)
 
 
 # ---- from a T5 --------------------------------------------------------------------------------------------------------------------

@@ -30,17 +30,21 @@ def write_stage(folder: Path, manifest: Manifest = MANIFEST, **files: str) -> No
             (scratch / name).write_text(content)
 
 
-def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    folder = tmp_path / "deep" / "output"
-    with pytest.raises(RuntimeError, match="killed"), write_folder(folder, MANIFEST) as scratch:
+def fail_half_way(folder: Path, manifest: Manifest) -> None:
+    with write_folder(folder, manifest) as scratch:
         (scratch / "half").write_text("x")
         raise RuntimeError("killed")
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "output"
+    with pytest.raises(RuntimeError, match="killed"):
+        fail_half_way(folder, MANIFEST)
     assert not folder.exists()
 
     write_stage(folder, first="1")
-    with pytest.raises(RuntimeError, match="killed"), write_folder(folder, replace(MANIFEST, seed=2)) as scratch:
-        (scratch / "half").write_text("x")
-        raise RuntimeError("killed")
+    with pytest.raises(RuntimeError, match="killed"):
+        fail_half_way(folder, replace(MANIFEST, seed=2))
     assert (folder / "first").read_text() == "1"
     assert is_current(folder, MANIFEST)
 

@@ -44,7 +44,9 @@ def dataclasses_below(kind: type) -> Iterator[type]:
 
 
 def test_every_setting_is_explained() -> None:
-    silent = [f"{kind.__name__}.{entry.name}" for kind in dataclasses_below(Recipe) for entry in fields(kind) if not entry.metadata.get("help")]
+    silent = [
+        f"{kind.__name__}.{entry.name}" for kind in dataclasses_below(Recipe) for entry in fields(kind) if not entry.metadata.get("help")
+    ]
     assert silent == []
 
 

@@ -1,7 +1,7 @@
 """Train the generator of a run, on one process or many.
 
     accelerate launch training/finetune.py --config sample
-    accelerate launch --num_processes 2 training/finetune.py --config recipe.yaml --run runs/shop --set finetune.loop.epochs=50
+    accelerate launch --num_processes 2 training/finetune.py --config recipe.yaml --output runs/shop --set finetune.loop.epochs=50
 
 The run folder holds what `cemg run` makes; stages that come before and are missing are run first, by the main process.
 """
@@ -28,7 +28,7 @@ EARLIER_STAGES_TIMEOUT = timedelta(hours=12)
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train the generator of a run, on one process or many (accelerate launch).")
     parser.add_argument("--config", required=True, help="name of a shipped recipe, or path of a YAML file")
-    parser.add_argument("--run", type=Path, help="run folder (default: runs/<recipe name>)")
+    parser.add_argument("--output", "-o", type=Path, help="run folder (default: runs/<recipe name>)")
     parser.add_argument("--lora", action="store_true", help="train low-rank adapters (needs finetune.generator.init_from)")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="SECTION.KEY=VALUE", help="change settings; repeatable")
     parser.add_argument("--seed", type=int, help="seed (default: the recipe's)")
@@ -45,7 +45,7 @@ def main() -> None:
     recipe = load_recipe(arguments.config, arguments.set, {} if arguments.seed is None else {"seed": arguments.seed})
     if arguments.lora and recipe.finetune.lora is None:
         recipe.finetune.lora = LoraSettings()
-    folder = arguments.run or Path("runs") / recipe.name
+    folder = arguments.output or Path("runs") / recipe.name
     with state.main_process_first():
         if state.is_main_process:
             run(recipe, folder, until="tokenize")

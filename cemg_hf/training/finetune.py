@@ -34,7 +34,9 @@ logger = logging.getLogger(__name__)
 class GeneratorConfig:
     """Size of the T5 and how it reads a history. The defaults are TIGER's network."""
 
-    init_from: str | None = field(default=None, metadata={"help": "A pretrained T5 (folder or Hub id) to start from; its sizes win over those below."})
+    init_from: str | None = field(
+        default=None, metadata={"help": "A pretrained T5 (folder or Hub id) to start from; its sizes win over those below."}
+    )
     d_model: int = field(default=128, metadata={"help": "Width of the network."})
     d_kv: int = field(default=64, metadata={"help": "Width of one attention head."})
     d_ff: int = field(default=1024, metadata={"help": "Width of the feed-forward layers."})
@@ -43,7 +45,9 @@ class GeneratorConfig:
     num_decoder_layers: int = field(default=4, metadata={"help": "Decoder layers."})
     dropout_rate: float = field(default=0.1, metadata={"help": "Dropout everywhere in the T5."})
     feed_forward_proj: str = field(default="relu", metadata={"help": "relu (T5) or gated-gelu (T5 v1.1)."})
-    item_causal: bool = field(default=True, metadata={"help": "Train all prefixes of a sequence in one pass; false: one sample per prefix (TIGER)."})
+    item_causal: bool = field(
+        default=True, metadata={"help": "Train all prefixes of a sequence in one pass; false: one sample per prefix (TIGER)."}
+    )
     max_history: int = field(default=20, metadata={"help": "Items of a history the model reads, the most recent ones."})
 
 
@@ -54,7 +58,9 @@ class LoraSettings:
     rank: int = field(default=16, metadata={"help": "Rank of the adapters."})
     alpha: int = field(default=32, metadata={"help": "Scale of the adapters (alpha / rank)."})
     dropout: float = field(default=0.05, metadata={"help": "Dropout before the adapters."})
-    target_modules: list[str] = field(default_factory=lambda: ["q", "k", "v", "o"], metadata={"help": "T5 projections that get an adapter."})
+    target_modules: list[str] = field(
+        default_factory=lambda: ["q", "k", "v", "o"], metadata={"help": "T5 projections that get an adapter."}
+    )
 
 
 @dataclass
@@ -64,7 +70,9 @@ class FinetuneConfig:
     generator: GeneratorConfig = field(default_factory=GeneratorConfig, metadata={"help": "The network."})
     loop: LoopConfig = field(default_factory=LoopConfig, metadata={"help": "Optimisation, checkpoints, early stopping, trackers."})
     lora: LoraSettings | None = field(default=None, metadata={"help": "Train adapters instead of all weights (needs generator.init_from)."})
-    window_stride: int | None = field(default=None, metadata={"help": "New targets per further window of a long history (default: max_history // 2)."})
+    window_stride: int | None = field(
+        default=None, metadata={"help": "New targets per further window of a long history (default: max_history // 2)."}
+    )
     validation_users: int = field(default=5000, metadata={"help": "Users ranked at every validation, drawn once by the seed; 0 = all."})
     validation_beams: int = field(default=20, metadata={"help": "Beams of the validation search."})
     validation_excludes_history: bool = field(default=True, metadata={"help": "Rank validation targets among items outside the history."})
@@ -126,7 +134,9 @@ def finetune(config: FinetuneConfig, dataset: str | Path, tokenizer: str | Path,
         identity=fingerprint(json.dumps(manifest.as_dict()["inputs"], sort_keys=True)),
     )
     if report.stopped_by == "time_budget":
-        raise CEMGError(f"finetune: time budget of {config.loop.time_budget_s} s used up; run the same command again to continue from {work}")
+        raise CEMGError(
+            f"finetune: time budget of {config.loop.time_budget_s} s used up; run the same command again to continue from {work}"
+        )
     state = PartialState()
     if state.is_main_process:
         final = trained.merge_and_unload() if config.lora is not None else model  # type: ignore[operator]
@@ -149,10 +159,14 @@ def load_tokenizer(folder: str | Path, data: PreparedDataset) -> CEMGTokenizer:
     """
     if not (Path(folder) / CEMGTokenizer.vocab_files_names["item_ids_file"]).is_file():
         raise CEMGError(f"{folder}: not a tokenizer folder; make one with `cemg tokenize`")
-    tokenizer = CEMGTokenizer.from_pretrained(folder)
+    try:
+        tokenizer = CEMGTokenizer.from_pretrained(folder)
+    except ValueError as error:
+        raise CEMGError(f"{folder}: {error}") from error
     if tokenizer.item_ids != data.item_ids:
         raise CEMGError(
-            f"{folder}: holds {len(tokenizer.item_ids)} items, other than the {data.num_items} of {data.folder}; run `cemg tokenize` on this data set"
+            f"{folder}: holds {len(tokenizer.item_ids)} items, other than the {data.num_items} of {data.folder}; "
+            "run `cemg tokenize` on this data set"
         )
     return tokenizer
 
@@ -195,7 +209,7 @@ def add_adapters(model: CEMGForConditionalGeneration, settings: LoraSettings) ->
             lora_alpha=settings.alpha,
             lora_dropout=settings.dropout,
             target_modules=settings.target_modules,
-            trainable_token_indices={name: new_rows for name in matrices},
+            trainable_token_indices=dict.fromkeys(matrices, new_rows),
         ),
     )
 
@@ -234,7 +248,8 @@ class Validation:
             exclude_history=self.exclude_history,
             progress="validation",
         )
-        return dict(ranking_metrics(ranked, self.targets, ks=sorted({10, width})))
+        metrics = ranking_metrics(ranked, self.targets, ks=sorted({10, width}))
+        return {name: value for name, value in metrics.items() if value is not None}
 
 
 def read_training_report(folder: str | Path) -> dict[str, Any]:

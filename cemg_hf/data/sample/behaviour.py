@@ -19,7 +19,7 @@ from scipy.stats import norm
 
 from .catalogue import Attributes
 from .drawing import PALETTES, PATTERNS
-from .wording import KINDS, MAKINGS, THEMES
+from .phrases import KINDS, MAKINGS, THEMES
 
 DAY = 86_400
 OPENING = 1_672_531_200  # 2023-01-01 00:00 UTC
@@ -30,15 +30,15 @@ class Behaviour:
     """Size of the shop and strength of each influence (in logits)."""
 
     items: int = field(default=600, metadata={"help": "Number of items."})
-    users: int = field(default=1600, metadata={"help": "Number of users."})
+    users: int = field(default=1500, metadata={"help": "Number of users."})
     shortest: int = field(default=8, metadata={"help": "Fewest interactions of a user."})
     longest: int = field(default=12, metadata={"help": "Most interactions of a user."})
     communities: int = field(default=8, metadata={"help": "Number of hidden circles of taste."})
-    palette: float = field(default=3.8, metadata={"help": "Pull of the favourite palette."})
-    pattern: float = field(default=2.0, metadata={"help": "Pull of the favourite pattern."})
+    palette: float = field(default=4.1, metadata={"help": "Pull of the favourite palette."})
+    pattern: float = field(default=2.5, metadata={"help": "Pull of the favourite pattern."})
     theme: float = field(default=4.1, metadata={"help": "Pull of the favourite theme."})
-    making: float = field(default=2.0, metadata={"help": "Pull of the favourite way of making."})
-    community: float = field(default=4.9, metadata={"help": "Pull of the user's circle of taste."})
+    making: float = field(default=2.4, metadata={"help": "Pull of the favourite way of making."})
+    community: float = field(default=5.2, metadata={"help": "Pull of the user's circle of taste."})
     complement: float = field(default=1.0, metadata={"help": "Pull of product types that complement the last purchase."})
     popularity: float = field(default=0.68, metadata={"help": "Standard deviation of log popularity."})
     least_sales: float = field(default=7.0, metadata={"help": "Expected interactions of the least popular items."})
@@ -112,7 +112,7 @@ def _shop(utility: np.ndarray, kind: np.ndarray, settings: Behaviour, rng: np.ra
 
 
 def _keep_every_item(chosen: np.ndarray, lengths: np.ndarray, taste: np.ndarray, settings: Behaviour, rng: np.random.Generator) -> None:
-    """Give the few items below `kept` purchases to the users who like them best, in place of a bestseller bought before the last two purchases."""
+    """Give the few items below `kept` purchases to users who like them best, in place of a bestseller among their training items."""
     steps = np.arange(settings.longest)
     counts = np.bincount(chosen[steps < lengths[:, None]], minlength=settings.items)
     for item in np.flatnonzero(counts < settings.kept):

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .drawing import PALETTES, PATTERNS
+from .phrases import KINDS, MAKINGS, THEMES
 from .products import DRAW, VARIANTS, draw_product
-from .wording import KINDS, MAKINGS, THEMES, Wording, write_item
+from .wording import Wording, write_item
 
 
 @dataclass(frozen=True)

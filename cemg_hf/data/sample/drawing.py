@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter
 from scipy.interpolate import PchipInterpolator
 
 PICTURE_SIZE = 96
@@ -89,6 +89,11 @@ def arc(cx: float, cy: float, rx: float, ry: float, start: float, end: float, wi
     return stroke([(float(cx + rx * np.cos(a)), float(cy + ry * np.sin(a))) for a in angles], width)
 
 
+def mirror(points: list[Point]) -> list[Point]:
+    """Left half of an outline (top to bottom) completed with its mirror image about x = 0.5."""
+    return points + [(1 - x, y) for x, y in reversed(points)]
+
+
 def turned(cx: float, profile: Sequence[Point], tilt: float = 0.2, steps: int = 24) -> Shape:
     """Solid of revolution seen slightly from above; `profile` lists (y, radius) from top to bottom."""
     heights, radii = (np.asarray(column, dtype=float) for column in zip(*profile, strict=True))
@@ -112,7 +117,7 @@ def pattern_share(pattern: str, scale: float, slant: float) -> np.ndarray:
     along, across = np.float32(np.cos(slant) / scale), np.float32(np.sin(slant) / scale)
     u, v = x * along + y * across, y * along - x * across
     if pattern == "plain":
-        share = np.zeros_like(u)
+        share: np.ndarray = np.zeros_like(u)
     elif pattern == "stripes":
         share = u - np.floor(u) < 0.46
     elif pattern == "dots":
@@ -150,8 +155,8 @@ class Scene:
         jitter = rng.integers(-9, 10, size=3)
         base, accent, dark = (np.clip(np.asarray(colour) + jitter, 0, 255) for colour in PALETTES[palette])
         share = Image.fromarray(pattern_share(pattern, rng.uniform(0.105, 0.135), rng.uniform(-0.12, 0.12)))
-        sheets = (Image.new("RGB", (CANVAS, CANVAS), tuple(colour.tolist())) for colour in (dark if pattern == "chevron" else accent, base))
-        self.cloth = np.asarray(Image.composite(*sheets, share))
+        second, first = (Image.new("RGB", (CANVAS, CANVAS), tuple(c.tolist())) for c in (dark if pattern == "chevron" else accent, base))
+        self.cloth = np.asarray(Image.composite(second, first, share))
         self.colours: dict[str, np.ndarray] = {"base": base, "accent": accent, "dark": dark}
 
     def shadow(self, cx: float, cy: float, rx: float, ry: float = 0.035) -> None:
@@ -174,7 +179,9 @@ class Scene:
         for hole in holes:
             hole(draw, 0)
         left, top, right, bottom = mask.getbbox() or (0, 0, 1, 1)
-        pixels = self.cloth[top:bottom, left:right] if paint == "cloth" else np.asarray(self.colours.get(str(paint), paint), dtype=np.float32)
+        pixels = (
+            self.cloth[top:bottom, left:right] if paint == "cloth" else np.asarray(self.colours.get(str(paint), paint), dtype=np.float32)
+        )
         crop = mask.crop((left, top, right, bottom))
         # The blurred silhouette is darkest at the rim: a cheap stand-in for the way form turns away from the light.
         margin = 6

@@ -61,8 +61,9 @@ class CEMGEncoder(T5Stack):
     ) -> BaseModelOutput:
         if self.config.item_causal:
             given = input_ids if input_ids is not None else inputs_embeds
-            if attention_mask is None:
-                attention_mask = torch.ones(given.shape[:2], dtype=torch.long, device=given.device)
+            if attention_mask is None and given is not None:
+                attention_mask = given.new_ones(given.shape[:2], dtype=torch.long)
+            assert attention_mask is not None, "an encoder needs input_ids or inputs_embeds"
             item = items_before(attention_mask, self.config.num_levels)
             allowed = (item.unsqueeze(1) <= item.unsqueeze(2)) & attention_mask.bool().unsqueeze(1)
             attention_mask = additive(allowed, self.final_layer_norm.weight.dtype)
@@ -103,7 +104,7 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
     # ---- loading and saving ---------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """As in transformers; a tokenizer in the same place is loaded and attached.
 
         Raises:
@@ -111,7 +112,11 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
         """
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        where = {key: kwargs[key] for key in ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder") if key in kwargs}
+        where = {
+            key: kwargs[key]
+            for key in ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+            if key in kwargs
+        }
         catalogue = cached_file(
             pretrained_model_name_or_path,
             CEMGTokenizer.vocab_files_names["item_ids_file"],
@@ -168,13 +173,15 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
             ValueError: another geometry, or another catalogue than the one the model was trained on.
         """
         for name, value in tokenizer.geometry().items():
-            if getattr(self.config, name) != value:
-                raise ValueError(f"tokenizer and model do not belong together: {name} is {value} in the tokenizer, {getattr(self.config, name)} in the model")
+            mine = getattr(self.config, name)
+            if mine != value:
+                raise ValueError(f"tokenizer and model do not belong together: {name} is {value} in the tokenizer, {mine} in the model")
         if self.config.catalogue_fingerprint is None:
             self.config.catalogue_fingerprint = tokenizer.catalogue_fingerprint
         elif self.config.catalogue_fingerprint != tokenizer.catalogue_fingerprint:
             raise ValueError(
-                f"tokenizer and model do not belong together: the model was trained on catalogue {self.config.catalogue_fingerprint[:12]}…, "
+                "tokenizer and model do not belong together: "
+                f"the model was trained on catalogue {self.config.catalogue_fingerprint[:12]}…, "
                 f"the tokenizer holds catalogue {tokenizer.catalogue_fingerprint[:12]}…; load the tokenizer saved with this model"
             )
         self.tokenizer = tokenizer
@@ -184,7 +191,9 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
     def trie(self) -> ItemTrie:
         """The catalogue's trie, on the model's device."""
         if self._trie is None:
-            raise ValueError("the model has no catalogue yet; load it from a folder that holds its tokenizer, or call model.set_tokenizer(tokenizer)")
+            raise ValueError(
+                "the model has no catalogue yet; load it from a folder that holds its tokenizer, or call model.set_tokenizer(tokenizer)"
+            )
         self._trie = self._trie.to(self.device)
         return self._trie
 
@@ -229,7 +238,7 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
         blocks = labels.view(labels.shape[0], -1, levels)
         level_offsets = self.config.first_code_id + self.config.codebook_size * torch.arange(levels, device=labels.device)
         ignored = blocks == -100
-        tokens = blocks.masked_fill(ignored, self.config.pad_token_id)
+        tokens = blocks.masked_fill(ignored, self.config.pad_token_id or 0)
         start = torch.full_like(tokens[..., :1], self.config.decoder_start_token_id)
         states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         prefixes = torch.cat([start, tokens[..., :-1]], dim=-1)

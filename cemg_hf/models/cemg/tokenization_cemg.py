@@ -55,7 +55,7 @@ class CEMGTokenizer(PreTrainedTokenizer):
     """
 
     vocab_files_names = VOCAB_FILES_NAMES
-    model_input_names = ["input_ids", "attention_mask"]
+    model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012 - as declared by the base class
 
     def __init__(
         self,
@@ -136,7 +136,7 @@ class CEMGTokenizer(PreTrainedTokenizer):
             **{**specials, "model_max_length": 1 + num_levels * max_history, **kwargs},
         )
 
-    def geometry(self) -> dict[str, int]:
+    def geometry(self) -> dict[str, Any]:
         """The settings a model must share."""
         return {
             "num_levels": self.num_levels,
@@ -201,7 +201,7 @@ class CEMGTokenizer(PreTrainedTokenizer):
         """Token ids of a history of item indices (L,): `<s>` and the tokens of the last `max_history` items."""
         return [self.base_vocab_size, *self.item_tokens[indices[-self.max_history :]].flatten().tolist()]
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         histories: Sequence[str] | Sequence[Sequence[str]],
         *,
@@ -222,7 +222,9 @@ class CEMGTokenizer(PreTrainedTokenizer):
         batch = [histories] if single else histories
         skip = 0 if add_special_tokens else 1
         ids = [self.history_ids(self.item_indices(history, on_unknown))[skip:] for history in batch]  # type: ignore[arg-type]
-        encoded = self.pad({"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]}, padding=padding, return_tensors=return_tensors, **kwargs)
+        encoded = self.pad(
+            {"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]}, padding=padding, return_tensors=return_tensors, **kwargs
+        )
         if single and return_tensors is None:
             return BatchEncoding({name: rows[0] for name, rows in encoded.items()})
         return encoded
@@ -263,7 +265,9 @@ class CEMGTokenizer(PreTrainedTokenizer):
 
     def _convert_token_to_id(self, token: str) -> int:
         if token not in self._token_ids:
-            raise ValueError(f"{token!r} is no token of this tokenizer; codes look like <a_0> … <{chr(96 + self.num_levels)}_{self.codebook_size - 1}>")
+            raise ValueError(
+                f"{token!r} is no token of this tokenizer; codes look like <a_0> … <{chr(96 + self.num_levels)}_{self.codebook_size - 1}>"
+            )
         return self._token_ids[token]
 
     def _convert_id_to_token(self, index: int) -> str:
@@ -291,7 +295,9 @@ class CEMGTokenizer(PreTrainedTokenizer):
         described = {"rqvae": self.rqvae.config.to_dict(), "encoders": self.encoders, "projections": sorted(self.projections)}
         paths["rqvae_config_file"].write_text(json.dumps(described, indent=2, ensure_ascii=False), encoding="utf-8")
         tensors = {key: value.detach().cpu().contiguous() for key, value in self.rqvae.state_dict().items()}
-        tensors |= {f"projection.{name}.{part}": value.contiguous() for name, parts in self.projections.items() for part, value in parts.items()}
+        tensors |= {
+            f"projection.{name}.{part}": value.contiguous() for name, parts in self.projections.items() for part, value in parts.items()
+        }
         save_file(tensors, paths["rqvae_file"], metadata={"format": "pt"})
         return tuple(str(path) for path in paths.values())
 

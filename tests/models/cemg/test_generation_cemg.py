@@ -135,7 +135,9 @@ class RandomModel:
         return total
 
 
-def obvious_beam_search(model: RandomModel, row: int, codes: list[list[int]], excluded: set[int], num_beams: int) -> list[tuple[int, float]]:
+def obvious_beam_search(
+    model: RandomModel, row: int, codes: list[list[int]], excluded: set[int], num_beams: int
+) -> list[tuple[int, float]]:
     allowed = {tuple(code): item for item, code in enumerate(codes) if item not in excluded}
     beams: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
     for level in range(len(codes[0])):

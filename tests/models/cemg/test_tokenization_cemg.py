@@ -37,7 +37,9 @@ def test_a_batch_is_its_histories_padded_on_one_side(histories, side):
         assert ids[mask.bool()].tolist() == alone["input_ids"]
         assert (ids[~mask.bool()] == TOKENIZER.pad_token_id).all()
         padding = len(ids) - len(alone["input_ids"])
-        assert mask.tolist() == ([0] * padding + [1] * (len(ids) - padding) if side == "left" else [1] * (len(ids) - padding) + [0] * padding)
+        assert mask.tolist() == (
+            [0] * padding + [1] * (len(ids) - padding) if side == "left" else [1] * (len(ids) - padding) + [0] * padding
+        )
     assert TOKENIZER(histories)["input_ids"] == [TOKENIZER(history)["input_ids"] for history in histories]
 
 

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import typer
+from command_samples import NUM_ITEMS, Command, save_model, write_shop
+
+from cemg_hf.artefacts import MANIFEST_NAME
+from cemg_hf.cli import app
+from cemg_hf.data import PreparedDataset
+from cemg_hf.recipes import recipe_names
+from cemg_hf.training import pipeline
+from cemg_hf.training.pipeline import STAGES
+
+COMMANDS = {"run", "quickstart", "prepare", "encode", "tokenize", "finetune", "evaluate", "recommend", "recipes"}
+
+
+@pytest.fixture
+def cemg(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    return Command(monkeypatch, capsys)
+
+
+def test_every_command_and_option_is_explained() -> None:
+    group: Any = typer.main.get_command(app)
+    assert set(group.commands) == COMMANDS
+    for command in group.commands.values():
+        assert command.help
+        assert all(option.help for option in command.params), command.name
+
+
+def test_recipes_are_listed(cemg: Command) -> None:
+    listed = cemg("recipes")
+    assert listed.status == 0
+    assert [line.split()[0] for line in listed.output.splitlines()] == recipe_names()
+
+
+def test_misused_commands_end_with_status_2(cemg: Command) -> None:
+    assert cemg("recomend").status == 2
+    assert cemg("run").status == 2
+    assert cemg("run", "sample", "--sede", "3").status == 2
+
+
+def test_run_and_quickstart_hand_the_settings_on(cemg: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, Any]] = []
+
+    def called(recipe: Any, output: Path, *arguments: Any, **options: Any) -> dict[str, Any]:
+        calls.append({"recipe": recipe, "output": output, "seeds": arguments, **options})
+        return {}
+
+    monkeypatch.setattr(pipeline, "run", called)
+    monkeypatch.setattr(pipeline, "run_ablations", called)
+    given = ["--interactions", "a.csv", "--items", "b.csv", "--images", "pictures", "--seed", 3, "--set", "finetune.loop.epochs=2"]
+    assert cemg("run", "own-data", *given, "--set", "encode.dimension=16", "--until", "encode").status == 0
+    recipe = calls[0]["recipe"]
+    assert (recipe.prepare.interactions, recipe.prepare.items, recipe.prepare.images) == ("a.csv", "b.csv", "pictures")
+    assert (recipe.seed, recipe.finetune.loop.epochs, recipe.encode.dimension) == (3, 2, 16)
+    assert calls[0]["output"] == Path("runs/own-data")
+    assert calls[0]["until"] == "encode"
+    assert calls[0]["command"].startswith("cemg run own-data --interactions a.csv")
+
+    cemg("run", "own-data", "--output", "elsewhere")
+    assert calls[1]["output"] == Path("elsewhere")
+    assert calls[1]["recipe"].prepare.interactions == "interactions.parquet"
+
+
+def test_ablations_run_over_consecutive_seeds(cemg: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+
+    def called(recipe: Any, output: Path, seeds: list[int], **options: Any) -> dict[str, Any]:
+        calls.append((recipe.name, output, seeds))
+        return {"metrics": {"cemg": {"test": {"hr@10": 0.5}}}, "seconds": 1.0}
+
+    monkeypatch.setattr(pipeline, "run_ablations", called)
+    shown = cemg("quickstart", "--ablations", "--seeds", 2, "--seed", 5)
+    assert calls == [("sample", Path("runs/quickstart"), [5, 6])]
+    assert "0.5000" in shown.output
+
+
+def test_one_command_and_the_stages_one_by_one_make_the_same(cemg: Command, tmp_path: Path) -> None:
+    recipe = write_shop(tmp_path / "shop")
+    together = tmp_path / "together"
+    ran = cemg("run", recipe, "--output", together)
+    assert ran.status == 0, ran.errors
+    assert "popularity" in ran.output
+    assert str(together) in ran.output
+    envelope = json.loads((together / "metrics.json").read_text())
+    assert {"test", "test_excluding_history", "test_cold"} <= set(envelope["metrics"]["cemg"])
+    assert {"hr@10", "ndcg@10"} <= set(envelope["metrics"]["popularity"]["test"])
+    assert envelope["command"].startswith(f"cemg run {recipe}")
+    assert envelope["seeds"] == [1]
+
+    apart = {stage: tmp_path / "apart" / name for stage, name in STAGES.items()}
+    dataset, output = ("--dataset", apart["prepare"]), "--output"
+    assert cemg("prepare", recipe, output, apart["prepare"]).status == 0
+    assert cemg("encode", recipe, *dataset, output, apart["encode"]).status == 0
+    assert cemg("tokenize", recipe, "--features", apart["encode"], output, apart["tokenize"]).status == 0
+    assert cemg("finetune", recipe, *dataset, "--tokenizer", apart["tokenize"], output, apart["finetune"]).status == 0
+    assert cemg("evaluate", recipe, *dataset, "--model", apart["finetune"], output, apart["evaluate"]).status == 0
+    assert json.loads((apart["evaluate"] / "metrics.json").read_text())["metrics"] == envelope["metrics"]
+
+    manifests = [together / name / MANIFEST_NAME for name in STAGES.values()]
+    written = [path.stat().st_mtime_ns for path in manifests]
+    assert cemg("run", recipe, "--output", together).status == 0
+    assert [path.stat().st_mtime_ns for path in manifests] == written, "what is up to date must be left alone"
+
+    data = PreparedDataset.load(together / "dataset")
+    history = data.item_ids[:3]
+    answer = cemg("recommend", together / "model", *history, "-k", 4, "--exclude-history")
+    rows = [line.split() for line in answer.output.splitlines()]
+    assert [int(place) for place, _, _ in rows] == [1, 2, 3, 4]
+    assert {item for _, item, _ in rows} <= set(data.item_ids) - set(history)
+    scores = [float(score) for _, _, score in rows]
+    assert scores == sorted(scores, reverse=True)
+    predictions = pl.read_parquet(together / "evaluation" / "predictions.parquet")
+    assert predictions["items"].list.explode().is_in(data.item_ids).all()
+
+
+def test_recommend_for_a_new_user_and_past_unknown_ids(cemg: Command, tmp_path: Path) -> None:
+    ids = [f"item-{row:02d}" for row in range(NUM_ITEMS)]
+    model = save_model(tmp_path / "model", ids)
+    expected = [f"{item_id}  {score:.4f}" for item_id, score in model.recommend([], k=3)]
+    assert [line[5:] for line in cemg("recommend", tmp_path / "model", "-k", 3).output.splitlines()] == expected
+    known = cemg("recommend", tmp_path / "model", "item-01", "-k", 3)
+    assert cemg("recommend", tmp_path / "model", "item-01", "gone", "-k", 3, "--skip-unknown").output == known.output

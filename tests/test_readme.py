@@ -1,0 +1,267 @@
+"""The README is true: its Python runs as printed, its commands and settings exist, its tables are those of the result files."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import typer
+from command_samples import Command, save_model
+from transformers import dynamic_module_utils
+
+from cemg_hf.artefacts import result_envelope, write_json
+from cemg_hf.cli import app
+from cemg_hf.data.sample.behaviour import Behaviour
+from cemg_hf.errors import CEMGError
+from cemg_hf.recipes import load_recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+SAMPLE_IDS = [f"item-{row:04d}" for row in range(Behaviour().items)]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
+
+
+def shell_commands() -> list[list[str]]:
+    """Every command of the bash blocks as words, `\\` line ends joined, `&&` split, comments left out."""
+    lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    return [shlex.split(part, comments=True) for line in lines for part in line.split("&&") if part.strip()]
+
+
+def script(path: str) -> ModuleType:
+    specification = importlib.util.spec_from_file_location(Path(path).stem + "_script", ROOT / path)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+# ---- Python -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def after_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory as the quickstart leaves it, its model untrained."""
+    save_model(tmp_path / "runs" / "quickstart" / "model", SAMPLE_IDS)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.strip().splitlines()[-1][:40])
+def test_python_runs_as_printed(
+    block: str, after_quickstart: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(after_quickstart / "modules"))
+    monkeypatch.setattr(sys, "path", list(sys.path))  # transformers appends that folder
+    exec(compile(block, "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip()
+
+
+def test_the_printed_recommendations_are_items(after_quickstart: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(blocks("python")[0], "README.md", "exec"), {})
+    found = re.findall(r"item_id='([^']+)', score=(-[\d.]+)", capsys.readouterr().out)
+    assert len({item_id for item_id, _ in found}) == 5
+    assert {item_id for item_id, _ in found} <= set(SAMPLE_IDS)
+
+
+def test_item_ids_of_the_python_blocks_are_in_the_sample() -> None:
+    named = {
+        node.value
+        for block in blocks("python")
+        for node in ast.walk(ast.parse(block))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("item-")
+    }
+    assert named
+    assert named <= set(SAMPLE_IDS)
+    # The sample's k-core must not thin the shop, or ids that exist there would be missing from the model.
+    assert Behaviour().kept >= load_recipe("sample").prepare.min_interactions
+
+
+# ---- commands -----------------------------------------------------------------------------------------------------------------
+
+
+def cemg_commands() -> Iterator[list[str]]:
+    return (words[1:] for words in shell_commands() if Path(words[0]).name == "cemg")
+
+
+def test_cemg_commands_and_their_options_exist() -> None:
+    group: Any = typer.main.get_command(app)
+    named = [words[0] for words in cemg_commands()]
+    assert {"quickstart", "run", "prepare", "encode", "tokenize", "finetune", "evaluate", "recommend"} <= set(named)
+    for name, *arguments in cemg_commands():
+        context = group.commands[name].make_context(name, list(arguments))  # parses, and ends the test on what does not exist
+        if "recipe" in context.params:
+            load_recipe(context.params["recipe"], context.params["assignments"] or [])
+
+
+def test_settings_named_in_the_text_exist() -> None:
+    named = set(re.findall(r"`((?:prepare|encode|tokenize|finetune|evaluate)(?:\.\w+)+)", TEXT))
+    assert named
+    for path in named:
+        place: Any = load_recipe("sample", ["finetune.lora.rank=4"])
+        for name in path.split("."):
+            assert hasattr(place, name), path
+            place = getattr(place, name)
+    for text in re.findall(r"--set ((?:prepare|encode|tokenize|finetune|evaluate)[\w.]+=[^\s`'\"]+)", TEXT):
+        load_recipe("sample", [text])
+
+
+def test_launched_scripts_take_the_arguments_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched = [words for words in shell_commands() if words[:2] == ["accelerate", "launch"]]
+    assert launched
+    for words in launched:
+        place = next(index for index, word in enumerate(words) if word.endswith(".py"))
+        module = script(words[place])
+        monkeypatch.setattr(sys, "argv", words[place:])
+        arguments = module.parse_arguments()
+        load_recipe(arguments.config, arguments.set)
+
+
+def test_repeated_assignments_of_the_script_all_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = script("training/finetune.py")
+    monkeypatch.setattr(sys, "argv", ["finetune.py", "--config", "sample", "--set", "a=1", "b=2", "--set", "c=3"])
+    assert module.parse_arguments().set == ["a=1", "b=2", "c=3"]
+
+
+def test_installation_names_extras_that_exist() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = set(re.findall(r"\"\.\[(\w+)\]\"", TEXT))
+    assert {"test"} <= named <= set(extras)
+
+
+def test_the_first_two_commands_need_nothing_before() -> None:
+    first, second = (block.strip() for block in blocks("bash")[:2])
+    assert first == "python3 -m venv .venv && .venv/bin/pip install . && .venv/bin/cemg quickstart"
+    assert second == 'python3 -m venv .venv && .venv/bin/pip install -e ".[test]" && .venv/bin/python -m pytest'
+
+
+def test_ci_takes_its_test_command_from_here() -> None:
+    runner = ROOT / ".ci" / "run"
+    assert os.access(runner, os.X_OK)
+    subprocess.run(["bash", "-n", runner], check=True)
+    pattern = re.search(r"pattern='(.*)'", runner.read_text())
+    assert pattern is not None
+    assert re.findall(pattern[1], TEXT, re.MULTILINE) == [blocks("bash")[1].strip()]
+
+
+def test_links_and_folders_exist() -> None:
+    local = [target for target in re.findall(r"\]\(([^)#]+)\)", TEXT) if "://" not in target]
+    folders = re.findall(r"^([\w/]+/) {2,}", TEXT, re.MULTILINE)
+    assert local
+    assert folders
+    for target in (*local, *folders):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_output_contract_is_the_envelopes() -> None:
+    (printed,) = blocks("json")
+    envelope = result_envelope({}, command="", seeds=[], seconds=0.0, std={})
+    assert set(json.loads(printed)) == set(envelope)
+
+
+# ---- tables -------------------------------------------------------------------------------------------------------------------
+
+SECTION = "before\n<!-- results:one -->\nold\n<!-- /results -->\nafter\n"
+
+
+@pytest.fixture(scope="module")
+def tables() -> ModuleType:
+    return script("benchmarks/readme_tables.py")
+
+
+def test_the_tables_are_those_of_the_result_files(tables: ModuleType) -> None:
+    assert tables.fill(TEXT, ROOT / "benchmarks" / "results") == TEXT, "run `python benchmarks/readme_tables.py`"
+
+
+def slices(hr: float | None) -> dict[str, Any]:
+    row = {"hr@5": 0.0, "hr@10": hr, "ndcg@10": None if hr is None else hr / 2, "n": 1700.0}
+    return {"test": row, "test_excluding_history": row, "test_cold": row | {"n": 12.0}, "test_cold_0": row}
+
+
+def test_accuracy_tables_have_systems_and_slices(tables: ModuleType, tmp_path: Path) -> None:
+    metrics = {"cemg": slices(0.25), "popularity": slices(None)}
+    envelope = result_envelope(metrics, command="cemg quickstart --ablations", seeds=[1, 2], seconds=300, std={"cemg": slices(0.01)})
+    write_json(tmp_path / "one.json", envelope)
+    filled = tables.fill(SECTION, tmp_path)
+    assert "\nold\n" not in filled
+    assert filled.startswith("before\n<!-- results:one -->\n")
+    assert filled.endswith("<!-- /results -->\nafter\n")
+    header, _, cemg, popularity = (line for line in filled.splitlines() if line.startswith("|"))
+    assert header.count("|") == 8
+    assert header.startswith("| System | HR@10, all items (n = 1,700) | NDCG@10, all items (n = 1,700) | HR@10, history excluded")
+    assert header.endswith("NDCG@10, cold targets (n = 12) |")
+    assert cemg == "| cemg |" + " 0.2500 ± 0.0100 | 0.1250 ± 0.0050 |" * 3
+    assert popularity == "| popularity |" + " – |" * 6
+    assert "`cemg quickstart --ablations` · seeds 1, 2 · " in filled
+    assert " · 5 min · " in filled
+    assert tables.fill(filled, tmp_path) == filled
+
+
+def test_benchmark_tables_show_every_quantity(tables: ModuleType, tmp_path: Path) -> None:
+    metrics = {"edge_index": {"seconds_per_step": 0.12345, "edges": 154000}, "csr": {"seconds_per_step": 4.2e-7, "speedup": 6.913}}
+    write_json(tmp_path / "one.json", result_envelope(metrics, command="python benchmarks/x.py", seeds=[0], seconds=10))
+    rows = [line for line in tables.fill(SECTION, tmp_path).splitlines() if line.startswith("|")]
+    assert rows == [
+        "| Variant | seconds per step | edges | speedup |",
+        "|---|---:|---:|---:|",
+        "| edge_index | 0.123 | 154,000 | – |",
+        "| csr | 4.2e-07 | – | 6.91 |",
+    ]
+
+
+def test_a_missing_file_is_said_and_a_broken_one_is_an_error(tables: ModuleType, tmp_path: Path) -> None:
+    assert "Not measured yet." in tables.fill(SECTION, tmp_path)
+    for content in ("{", "[]", '{"metrics": {"cemg": 1}}', '{"metrics": {}}'):
+        (tmp_path / "one.json").write_text(content)
+        with pytest.raises(CEMGError, match=r"one\.json: not a results file"):
+            tables.fill(SECTION, tmp_path)
+
+
+@pytest.mark.parametrize("broken", [SECTION.replace("<!-- /results -->\n", ""), SECTION.replace("results:one", "results:")])
+def test_a_lone_marker_is_an_error(tables: ModuleType, tmp_path: Path, broken: str) -> None:
+    with pytest.raises(CEMGError, match="stands alone"):
+        tables.fill(broken, tmp_path)
+
+
+def test_check_writes_nothing(tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(SECTION)
+    options = ["readme_tables.py", "--readme", str(readme), "--results", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [*options, "--check"])
+    assert tables.main() == 1
+    assert readme.read_text() == SECTION
+    monkeypatch.setattr(sys, "argv", options)
+    assert tables.main() == 0
+    monkeypatch.setattr(sys, "argv", [*options, "--check"])
+    assert tables.main() == 0
+    assert readme.read_text() != SECTION
+
+
+# ---- the whole of it ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_quickstart_and_the_three_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = Command(monkeypatch, capsys)("quickstart")
+    assert done.status == 0, done.errors
+    metrics = json.loads(Path("runs/quickstart/metrics.json").read_text())["metrics"]
+    assert metrics["cemg"]["test"]["hr@10"] >= 3 * metrics["popularity"]["test"]["hr@10"]
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), {})
+    assert "item-" in capsys.readouterr().out

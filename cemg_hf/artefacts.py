@@ -89,13 +89,16 @@ def is_current(folder: str | Path, manifest: Manifest) -> bool:
 
 
 @contextmanager
-def write_folder(folder: str | Path, manifest: Manifest) -> Iterator[Path]:
-    """Yield a scratch folder that replaces `folder`, manifest included, when the block ends without an error."""
+def write_folder(folder: str | Path, manifest: Manifest, started: float | None = None) -> Iterator[Path]:
+    """Yield a scratch folder that replaces `folder`, manifest included, when the block ends without an error.
+
+    The manifest's wall time counts from `started`, a reading of `time.perf_counter()` (default: from here).
+    """
     final = Path(folder).resolve()  # "." has no name to put a scratch folder beside; a link stays a link
     scratch = final.with_name(f".{final.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    started = time.perf_counter()
+    started = time.perf_counter() if started is None else started
     yield scratch
     made = {"versions": versions(), "machine": machine(), "seconds": round(time.perf_counter() - started, 2)}
     write_json(scratch / MANIFEST_NAME, manifest.as_dict() | made)

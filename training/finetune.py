@@ -2,6 +2,7 @@
 
     accelerate launch training/finetune.py --config sample
     accelerate launch --num_processes 2 training/finetune.py --config recipe.yaml --output runs/shop --set finetune.loop.epochs=50
+    torchrun --nproc_per_node 2 training/finetune.py --config sample     # several processes without a GPU
 
 The run folder holds what `cemg run` makes; stages that come before and are missing are run first, by the main process.
 """
@@ -10,10 +11,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from datetime import timedelta
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 
 from cemg_hf import CEMGError
@@ -35,9 +38,17 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def process_state() -> PartialState:
+    """This process among the others; they talk over gloo where there is no GPU."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    # Unless told to use the CPU, Accelerate takes several processes without a GPU for as many independent runs.
+    several_on_cpu = int(os.environ.get("WORLD_SIZE", "1")) > 1 and (accelerator is None or accelerator.type == "mps")
+    return PartialState(cpu=several_on_cpu, timeout=EARLIER_STAGES_TIMEOUT)
+
+
 def main() -> None:
     arguments = parse_arguments()
-    state = PartialState(timeout=EARLIER_STAGES_TIMEOUT)
+    state = process_state()
     level = logging.WARNING if state.is_main_process else logging.ERROR
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     if state.is_main_process:

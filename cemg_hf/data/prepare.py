@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -90,6 +91,7 @@ def prepare(config: PrepareConfig, output: str | Path, seed: int = 42) -> Path:
     output = Path(output)
     if output.is_dir() and any(output.iterdir()) and not (output / MANIFEST_NAME).is_file():
         raise CEMGError(f"{output}: holds files that are not a prepared dataset and would be lost; choose an empty or new folder")
+    started = time.perf_counter()
     config = _with_expanded_paths(config)
     source = _read(config, seed)
     settings = {key: value for key, value in asdict(config).items() if key not in ("interactions", "items", "images")}
@@ -105,7 +107,7 @@ def prepare(config: PrepareConfig, output: str | Path, seed: int = 42) -> Path:
         items = items.join(interactions.select("item_id").unique(), on="item_id", how="semi", maintain_order="left")
     sequences, user_ids = _sequences(interactions, items)
 
-    with write_folder(output, manifest) as folder:
+    with write_folder(output, manifest, started) as folder:
         writing.write_interactions(folder / INTERACTIONS_FILE, interactions)
         outcome = writing.write_items(folder / ITEMS_FILE, items)
         writing.write_cases(folder / "splits" / "train.parquet", training_cases(sequences), user_ids, items["item_id"])

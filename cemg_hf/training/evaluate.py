@@ -75,7 +75,7 @@ def evaluate(
         name: evaluate_rankings(plain, excluding, cases.targets, counts, cold_threshold=config.cold_threshold),
         "popularity": evaluate_rankings(*floor, cases.targets, counts, cold_threshold=config.cold_threshold),
     }
-    with write_folder(output, manifest) as scratch:
+    with write_folder(output, manifest, started) as scratch:
         envelope = result_envelope(metrics, command=command, seeds=[seed], seconds=time.perf_counter() - started)
         write_json(scratch / METRICS_NAME, envelope)
         users = [data.user_ids[user] for user in cases.users]

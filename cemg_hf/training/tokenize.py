@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def tokenize(config: TokenizerTrainingConfig, features: str | Path, output: str 
     if is_current(output, manifest):
         logger.info("tokenize: %s is up to date", output)
         return output
+    started = time.perf_counter()
     store = FeatureStore.load(features)
     vectors = {name: modality.vectors for name, modality in store.modalities.items()}
     masks = {name: modality.mask for name, modality in store.modalities.items()}
@@ -60,7 +62,7 @@ def tokenize(config: TokenizerTrainingConfig, features: str | Path, output: str 
             for name, modality in store.modalities.items()
         },
     )
-    with write_folder(output, manifest) as scratch:
+    with write_folder(output, manifest, started) as scratch:
         tokenizer.save_pretrained(scratch)
         write_json(scratch / REPORT_NAME, report)
     return output

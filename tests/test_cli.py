@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+import torch
 import typer
 from command_samples import NUM_ITEMS, Command, save_model, write_shop
+from safetensors.torch import load_file
 
 from cemg_hf.artefacts import MANIFEST_NAME
 from cemg_hf.cli import app
@@ -117,6 +122,29 @@ def test_one_command_and_the_stages_one_by_one_make_the_same(cemg: Command, tmp_
     assert scores == sorted(scores, reverse=True)
     predictions = pl.read_parquet(together / "evaluation" / "predictions.parquet")
     assert predictions["items"].list.explode().is_in(data.item_ids).all()
+
+
+@pytest.mark.slow
+def test_two_launched_processes_train_the_model_of_one(tmp_path: Path) -> None:
+    recipe = write_shop(tmp_path / "shop")
+    script = Path(__file__).resolve().parents[1] / "training" / "finetune.py"
+    weights = []
+    for processes in (1, 2):
+        output = tmp_path / f"{processes}"
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), str(script)]
+        settings = ["--set", "finetune.loop.epochs=3", "--set", "finetune.generator.dropout_rate=0.0"]
+        done = subprocess.run(
+            [*launcher, "--config", str(recipe), "--output", str(output), *settings],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stderr.count("stage 3/5: tokenize took") == 1, "one process makes what comes before, the others wait"
+        weights.append(load_file(output / "model" / "model.safetensors"))
+    for name, expected in weights[0].items():
+        torch.testing.assert_close(weights[1][name], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_recommend_for_a_new_user_and_past_unknown_ids(cemg: Command, tmp_path: Path) -> None:

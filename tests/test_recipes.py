@@ -44,10 +44,9 @@ def dataclasses_below(kind: type) -> Iterator[type]:
 
 
 def test_every_setting_is_explained() -> None:
-    silent = [
-        f"{kind.__name__}.{entry.name}" for kind in dataclasses_below(Recipe) for entry in fields(kind) if not entry.metadata.get("help")
-    ]
-    assert silent == []
+    settings = [(kind, entry) for kind in dataclasses_below(Recipe) for entry in fields(kind)]
+    assert len(settings) > 50
+    assert [f"{kind.__name__}.{entry.name}" for kind, entry in settings if not entry.metadata.get("help")] == []
 
 
 def test_assignments_and_overrides_change_the_recipe() -> None:

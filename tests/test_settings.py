@@ -141,5 +141,5 @@ def test_expand_path_fills_in_variables(monkeypatch: pytest.MonkeyPatch) -> None
     assert expand_path("$CEMG_TEST/a/${CEMG_TEST}", "x") == "/data/a//data"
     assert expand_path("~/a", "x") == str(Path.home() / "a")
     assert expand_path("org/name", "x") == "org/name"
-    with pytest.raises(CEMGError, match="prepare.items = .*CEMG_UNSET is not set; export CEMG_UNSET="):
+    with pytest.raises(CEMGError, match=r"prepare\.items = .*CEMG_UNSET is not set; export CEMG_UNSET="):
         expand_path("${CEMG_UNSET}/items.csv", "prepare.items")

@@ -62,7 +62,7 @@ def test_training_lowers_the_loss_and_uses_the_codebooks() -> None:
     trained, _ = train_rqvae(vectors, masks, settings(fusion="equal", epochs=60), seed=3)
     assert trained.config.fusion == "equal"
     equal = tokenizer_report(trained, vectors, masks)
-    assert equal["reconstruction_error"] < 0.95 * start["reconstruction_error"]
+    assert equal["reconstruction_error"] < 0.97 * start["reconstruction_error"]
     assert equal["alpha"]["text"]["std"] == 0
     model, report = train_rqvae(vectors, masks, settings(epochs=60), seed=3)
     assert not model.training

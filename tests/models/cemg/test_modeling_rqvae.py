@@ -53,7 +53,7 @@ def test_alpha_follows_the_formula_of_equation_2() -> None:
     alpha = scores.softmax(1)
     fused = model.fuse(values)
     torch.testing.assert_close(fused.alpha, alpha)
-    content = alpha[:, :1] * projected["image"] + alpha[:, 1:] * projected["text"]
+    content = (alpha[:, :1] * projected["image"] + alpha[:, 1:] * projected["text"]) / alpha.norm(dim=1, keepdim=True)
     torch.testing.assert_close(fused.x, torch.cat([content, projected["collaborative"]], 1))
 
 
@@ -162,6 +162,14 @@ def test_projection_keeps_lengths_up_to_the_block_scale() -> None:
     values = torch.randn(20, 4)
     torch.testing.assert_close(fusion.projections["collaborative"](values).norm(dim=1), values.norm(dim=1) * 2**0.5)
     assert torch.equal(fusion.projections["text"](torch.eye(8)), torch.eye(8))
+
+
+def test_image_and_text_meet_from_opposite_ends() -> None:
+    fusion = GuidedFusion(CEMGRQVAEConfig(modality_dims={"image": 3, "text": 4}, dimension=8))
+    image, text = (fusion.projections[name].weight.abs().sum(1) > 0 for name in ("image", "text"))
+    assert not (image & text).any()
+    assert image.nonzero().flatten().tolist() == [5, 6, 7]
+    assert fusion.projections["image"].weight[7, 0] > 0
 
 
 def test_codes_survive_safetensors_and_do_not_depend_on_batches_or_mode() -> None:

@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 RECALL_AT = 20
+LEAST_STEPS_PER_EPOCH = 8
+"""On a graph of two batches, `patience` would end the training after a few dozen steps."""
 SCORES_PER_CHUNK = 8_000_000
 """Scores of the validation ranking that are in memory at once (32 MB)."""
 
@@ -44,7 +46,8 @@ class CollaborativeConfig:
     layers: int = field(default=3, metadata={"help": "Propagation layers; 0 is plain matrix factorisation."})
     learning_rate: float = field(default=1e-2, metadata={"help": "Step size of Adam."})
     batch_size: int = field(
-        default=8192, metadata={"help": "(user, item, negative) triples per step; every step propagates the whole graph."}
+        default=8192,
+        metadata={"help": "(user, item, negative) triples per step, fewer on a small graph (8 steps per epoch at least)."},
     )
     weight_decay: float = field(
         default=1e-3,
@@ -290,14 +293,14 @@ def _epoch(
     config: CollaborativeConfig,
     generator: np.random.Generator,
 ) -> float:
-    """One pass over the training pairs in random order, a fresh negative for each; the mean loss."""
+    """One pass over the training pairs in random order, a fresh negative for each; the mean loss. A step propagates the whole graph."""
     order = generator.permutation(len(users))
     negatives = sampler(users[order], generator)
     num_users = len(sampler.available)
     nodes = torch.from_numpy(np.stack([users[order], items[order] + num_users, negatives + num_users])).to(adjacency.device)
     objective = BPRLoss(config.weight_decay)
     total = torch.zeros((), device=adjacency.device)
-    for batch in nodes.split(config.batch_size, dim=1):
+    for batch in nodes.split(min(config.batch_size, -(-len(users) // LEAST_STEPS_PER_EPOCH)), dim=1):
         # F.embedding, because its backward adds up repeated rows in a fixed order.
         user, item, negative = F.embedding(batch, model.get_embedding(adjacency))
         loss = objective((user * item).sum(-1), (user * negative).sum(-1), F.embedding(batch, model.embedding.weight))

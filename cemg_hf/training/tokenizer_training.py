@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,9 @@ class TokenizerTrainingConfig:
     dimension: int = field(default=768, metadata={"help": "d: the dimension every modality is projected to."})
     num_levels: int = field(default=4, metadata={"help": "M: codes per item."})
     codebook_size: int = field(default=512, metadata={"help": "K: codes per level; with fewer than 20·K items choose a smaller K."})
+    collaborative_weight: float = field(
+        default=1.0, metadata={"help": "Factor on the collaborative half of x; below 1 the codes follow content more closely."}
+    )
     lambda_quant: float = field(default=0.25, metadata={"help": "λ_q: weight of the quantisation loss."})
     lambda_div: float = field(default=0.01, metadata={"help": "λ_d: weight of the diversity loss."})
     commitment: float = field(default=0.25, metadata={"help": "β: weight of the commitment term inside the quantisation loss."})
@@ -92,11 +95,9 @@ class TokenizerTrainingConfig:
 
     def model_config(self, modality_dims: Mapping[str, int]) -> CEMGRQVAEConfig:
         """The RQ-VAE's own configuration for modalities of these input dimensions."""
-        names = ("dimension", "num_levels", "codebook_size", "lambda_quant", "lambda_div", "commitment", "latent_dim", "dropout", "fusion")
+        shared = {entry.name for entry in fields(CEMGRQVAEConfig)} & {entry.name for entry in fields(self)}
         try:
-            return CEMGRQVAEConfig(
-                modality_dims=dict(modality_dims), hidden_dims=list(self.hidden_dims), **{name: getattr(self, name) for name in names}
-            )
+            return CEMGRQVAEConfig(modality_dims=dict(modality_dims), **{name: getattr(self, name) for name in sorted(shared)})
         except ValueError as error:
             raise CEMGError(str(error)) from error
 

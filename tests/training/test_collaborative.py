@@ -224,6 +224,17 @@ def test_best_epoch_is_returned_and_patience_ends_the_training(blocks: PreparedD
     assert json.loads(json.dumps(report)) == report
 
 
+def test_a_small_graph_is_not_trained_in_a_handful_of_steps(blocks: PreparedDataset) -> None:
+    """Batches are cut to an eighth of the training pairs, and no further than `batch_size`."""
+    pairs = len(blocks.train_pairs()[0])
+    huge, eighth, less = (
+        train_collaborative(blocks, replace(SMALL, batch_size=size), seed=0).item_embeddings
+        for size in (100 * pairs, pairs // 8, pairs // 16)
+    )
+    np.testing.assert_array_equal(huge, eighth)
+    assert not np.array_equal(eighth, less)
+
+
 def test_time_budget_ends_the_training_with_a_measured_result(blocks: PreparedDataset) -> None:
     result = train_collaborative(blocks, replace(SMALL, epochs=500, time_budget_s=1e-6), seed=0)
     assert (result.report["epochs"], result.report["best_epoch"], result.report["stopped_by"]) == (1, 1, "time_budget")

@@ -53,6 +53,9 @@ class CEMGRQVAEConfig:
     fusion: str = field(
         default="guided", metadata={"help": "guided: α by attention from e^c (eq. 2); equal: the mean of the content modalities present."}
     )
+    collaborative_weight: float = field(
+        default=1.0, metadata={"help": "Factor on the collaborative half of x; below 1 the codes follow content more closely."}
+    )
     lambda_quant: float = field(default=0.25, metadata={"help": "λ_q: weight of the quantisation loss (codebook + commitment)."})
     lambda_div: float = field(default=0.01, metadata={"help": "λ_d: weight of the diversity loss."})
     commitment: float = field(default=0.25, metadata={"help": "β: weight of the commitment term inside the quantisation loss."})
@@ -125,7 +128,8 @@ class CEMGRQVAEOutput(NamedTuple):
 class GuidedFusion(nn.Module):
     """Weighs image and text by attention from the collaborative vector and lays the result beside it (eq. 2, 3).
 
-    α_m = softmax_m((W_q e^c)ᵀ(W_k e^m) / √d) over the content modalities present; x = [Σ_m α_m e^m / ‖α‖₂ ; e^c].
+    α_m = softmax_m((W_q e^c)ᵀ(W_k e^m) / √d) over the content modalities present; x = [Σ_m α_m e^m / ‖α‖₂ ; w e^c]
+    with w = `collaborative_weight`.
     A missing e^c is replaced by a learned vector, both as query and as its half of x; so is a content half without modalities.
     """
 
@@ -177,7 +181,7 @@ class GuidedFusion(nn.Module):
             mixed = torch.stack([shares[:, i, None] * vectors[name] for i, name in enumerate(CONTENT_MODALITIES) if name in vectors]).sum(0)
             content = torch.where(available.any(1)[:, None], mixed, content)
         present = torch.stack([available.any(1), given[COLLABORATIVE]], dim=1)
-        return FusionOutput(x=torch.cat([content, collaborative], dim=1), alpha=alpha, present=present)
+        return FusionOutput(x=torch.cat([content, self.config.collaborative_weight * collaborative], dim=1), alpha=alpha, present=present)
 
     def _weights(self, collaborative: Tensor, vectors: Mapping[str, Tensor], available: Tensor) -> Tensor:
         """α (B, 2): a softmax over the modalities available to each item; a row of zeros where there are none."""

@@ -165,6 +165,13 @@ def test_bfloat16_ranks_with_single_precision_scores(item_causal):
             assert score == pytest.approx(exact_scores[f"item{item}"], abs=0.2)
 
 
+def test_log_probabilities_of_a_bfloat16_model_are_taken_in_single_precision():
+    tokenizer = item_tokenizer(8, num_levels=1)
+    scores = generator(tokenizer).to(torch.bfloat16).rank(torch.tensor([[2]]), torch.tensor([[1]]), 8)[1]
+    assert (scores != scores.bfloat16().float()).sum() >= 6
+    assert float(scores.exp().sum()) == pytest.approx(1.0, abs=1e-6)
+
+
 @pytest.mark.parametrize("num_levels", [1, 3])
 def test_tokens_are_counted_to_items_wherever_the_padding_stands(num_levels):
     """Padding counts to item 0, so that it sees `<s>`: a row that sees nothing is NaN in some attention kernels."""

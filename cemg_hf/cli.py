@@ -216,7 +216,9 @@ def _load_model(model: str) -> CEMGForConditionalGeneration:
 def _show(result: dict[str, Any], folder: Path) -> None:
     from .evaluation.report import format_table
 
-    typer.echo(format_table(result["metrics"]))
+    shown = ("test", "test_excluding_history", "test_cold")
+    metrics = {system: {name: slices[name] for name in shown if name in slices} for system, slices in result["metrics"].items()}
+    typer.echo(format_table(metrics))
     typer.echo(f"\n{result['seconds']:.0f} s in all; everything is in {folder}")
 
 

@@ -21,6 +21,7 @@ import torch
 from ..errors import CEMGError
 
 DEFAULT_KS = (5, 10, 20)
+MISSED = int(torch.iinfo(torch.int64).max)
 METRICS = ("hr", "ndcg")
 
 Array: TypeAlias = np.ndarray | torch.Tensor
@@ -119,7 +120,7 @@ def rank_from_scores(
         ties: what to do with equal scores.
 
     Returns:
-        (N,) int64, 0-based; the number of items (a miss at every cut-off) where the target itself is excluded.
+        (N,) int64, 0-based; `MISSED`, which is beyond every cut-off, where the target itself is excluded.
     """
     scores = scores if isinstance(scores, torch.Tensor) else torch.from_numpy(np.require(scores, requirements=["C", "W"]))
     targets = integer_tensor(targets, "targets", dimensions=1).to(scores.device)
@@ -147,7 +148,7 @@ def rank_from_scores(
     rows, columns = (integer_tensor(part, "exclude", dimensions=1).to(scores.device) for part in flat)
     before[rows, columns] = False
     ranks = before.sum(dim=1, dtype=torch.int32).long()
-    ranks[rows[columns == targets[rows]]] = items
+    ranks[rows[columns == targets[rows]]] = MISSED
     return ranks
 
 

@@ -173,12 +173,11 @@ class _ValidationCases:
         """Share of all cases whose target is among the first 20 by e_u · e_i, items of the user's training excluded."""
         hits = 0
         size = max(1, SCORES_PER_CHUNK // len(item_embeddings))
-        places = min(RECALL_AT, len(item_embeddings))  # an excluded target ranks behind all items, which may be fewer than 20
         for first in range(0, len(self.users), size):
             users, targets = self.users[first : first + size], self.targets[first : first + size]
             scores = user_embeddings[torch.from_numpy(users).to(user_embeddings.device)] @ item_embeddings.T
             ranks = rank_from_scores(scores, targets, self.training.take(users))
-            hits += int((ranks < places).sum())
+            hits += int((ranks < RECALL_AT).sum())
         return hits / self.total
 
 

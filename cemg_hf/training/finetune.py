@@ -49,6 +49,9 @@ class GeneratorConfig:
         default=True, metadata={"help": "Train all prefixes of a sequence in one pass; false: one sample per prefix (TIGER)."}
     )
     max_history: int = field(default=20, metadata={"help": "Items of a history the model reads, the most recent ones."})
+    codes_from_codebooks: bool = field(
+        default=True, metadata={"help": "Start the code tokens' embeddings as the RQ-VAE's code vectors, so that near codes start near."}
+    )
 
 
 @dataclass
@@ -189,10 +192,28 @@ def build_generator(config: GeneratorConfig, tokenizer: CEMGTokenizer) -> CEMGFo
         relaid = tokenizer.with_layout(base_vocab_size=backbone.config.vocab_size, max_history=config.max_history)
         return CEMGForConditionalGeneration.from_t5(backbone, relaid, item_causal=config.item_causal, dropout_rate=config.dropout_rate)
     relaid = tokenizer.with_layout(base_vocab_size=2, max_history=config.max_history)
-    network = {key: value for key, value in asdict(config).items() if key not in ("init_from", "max_history")}
+    network = {key: value for key, value in asdict(config).items() if key not in ("init_from", "max_history", "codes_from_codebooks")}
     model = CEMGForConditionalGeneration(CEMGConfig(**network, **relaid.geometry()))
+    if config.codes_from_codebooks and relaid.rqvae is not None:
+        embed_codebooks(model, relaid.rqvae.codebooks)
     model.set_tokenizer(relaid)
     return model
+
+
+@torch.no_grad()
+def embed_codebooks(model: CEMGForConditionalGeneration, codebooks: torch.Tensor) -> None:
+    """Start the embeddings of the code tokens as the code vectors (M, K, D) behind them, level by level at the scale they had.
+
+    A level's vectors are centred and rotated to their principal axes, of which the first d_model are kept (all, where D is less),
+    and spread over the whole width by one random rotation. The same rows are the output layer, so near codes start with near scores.
+    """
+    rows = model.get_input_embeddings().weight[model.config.first_code_id :].unflatten(0, codebooks.shape[:2])
+    for level, vectors in enumerate(codebooks.float() - codebooks.float().mean(dim=1, keepdim=True)):
+        axes = torch.linalg.svd(vectors, full_matrices=False)
+        coordinates = (axes.U * axes.S)[:, : rows.shape[-1]]
+        rotation = torch.linalg.qr(torch.randn(rows.shape[-1], coordinates.shape[-1], dtype=torch.float64)).Q.float()
+        spread = coordinates @ rotation.T
+        rows[level] = spread * (rows[level].square().mean() / spread.square().mean().clamp_min(1e-12)).sqrt()
 
 
 def add_adapters(model: CEMGForConditionalGeneration, settings: LoraSettings) -> nn.Module:

@@ -133,8 +133,13 @@ def prepare(config: PrepareConfig, output: str | Path, seed: int = 42) -> Path:
 
 
 def _with_expanded_paths(config: PrepareConfig) -> PrepareConfig:
-    places = {name: getattr(config, name) for name in ("interactions", "items", "images")}
-    return replace(config, **{name: expand_path(place, f"prepare.{name}") for name, place in places.items() if place is not None})
+    def expanded(name: str) -> str | None:
+        place = getattr(config, name)
+        return None if place is None else expand_path(place, f"prepare.{name}")
+
+    return replace(
+        config, interactions=expand_path(config.interactions, "prepare.interactions"), items=expanded("items"), images=expanded("images")
+    )
 
 
 def _read(config: PrepareConfig, seed: int) -> _Source:

@@ -35,7 +35,14 @@ class EvaluateConfig:
 
 
 def evaluate(
-    config: EvaluateConfig, dataset: str | Path, model: str | Path, output: str | Path, *, name: str = "cemg", command: str = "", seed: int = 42
+    config: EvaluateConfig,
+    dataset: str | Path,
+    model: str | Path,
+    output: str | Path,
+    *,
+    name: str = "cemg",
+    command: str = "",
+    seed: int = 42,
 ) -> Path:
     """Rank the whole catalogue for every test user and write `metrics.json`, `predictions.parquet` and a plot.
 
@@ -70,10 +77,10 @@ def evaluate(
     plain, scores = rank_histories(generator, cases.histories, 20, progress="test", **options)
     excluding, _ = rank_histories(generator, cases.histories, 20, exclude_history=True, progress="test, history excluded", **options)
     popularity = PopularityRecommender(counts)
-    floor = [popularity.rank(cases.histories, 20, exclude_history=excluded) for excluded in (False, True)]
+    floor, floor_excluding = (popularity.rank(cases.histories, 20, exclude_history=excluded) for excluded in (False, True))
     metrics = {
         name: evaluate_rankings(plain, excluding, cases.targets, counts, cold_threshold=config.cold_threshold),
-        "popularity": evaluate_rankings(*floor, cases.targets, counts, cold_threshold=config.cold_threshold),
+        "popularity": evaluate_rankings(floor, floor_excluding, cases.targets, counts, cold_threshold=config.cold_threshold),
     }
     with write_folder(output, manifest, started) as scratch:
         envelope = result_envelope(metrics, command=command, seeds=[seed], seconds=time.perf_counter() - started)

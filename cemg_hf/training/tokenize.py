@@ -42,7 +42,9 @@ def tokenize(config: TokenizerTrainingConfig, features: str | Path, output: str 
     bare = ~np.any(np.stack(list(masks.values())), axis=0)
     if bare.any():
         first = ", ".join(store.item_ids[index] for index in np.flatnonzero(bare)[:3])
-        logger.warning("tokenize: %d items have neither content nor training interactions (%s …); their codes say nothing", bare.sum(), first)
+        logger.warning(
+            "tokenize: %d items have neither content nor training interactions (%s …); their codes say nothing", bare.sum(), first
+        )
     rqvae, report = train_rqvae(vectors, masks, config, seed)
     tensors = {name: torch.from_numpy(array) for name, array in vectors.items()}
     with torch.inference_mode():

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModel, BertConfig, T5Config, T5ForConditionalGeneration
 
-from cemg_hf import CEMGError, CEMGForConditionalGeneration, CEMGTokenizer
+from cemg_hf import CEMGRQVAE, CEMGError, CEMGForConditionalGeneration, CEMGRQVAEConfig, CEMGTokenizer
 from cemg_hf.data import PreparedDataset, Ragged
 from cemg_hf.training.finetune import (
     FinetuneConfig,
@@ -230,3 +230,25 @@ def test_validation_that_cannot_be_done_is_refused():
         Validation(model, prepared([[1, 2, 3, 4]]), FinetuneConfig(validation_beams=5), seed=0)
     with pytest.raises(CEMGError, match="nobody has the three interactions"):
         Validation(model, prepared([[1, 2], [3]]), FinetuneConfig(), seed=0)
+
+
+@pytest.mark.parametrize("latent_dim", [5, 32, 48])
+def test_code_embeddings_start_with_the_geometry_of_the_codebooks(latent_dim: int) -> None:
+    config = CEMGRQVAEConfig(
+        modality_dims={"text": 4}, dimension=4, num_levels=NUM_LEVELS, codebook_size=CODEBOOK_SIZE, hidden_dims=[4], latent_dim=latent_dim
+    )
+    rqvae = CEMGRQVAE(config)
+    for level in range(NUM_LEVELS):
+        rqvae.set_codes(level, torch.randn(CODEBOOK_SIZE, latent_dim) * 0.1**level + 7)
+    bare = item_tokenizer()
+    tokenizer = CEMGTokenizer(
+        item_ids=bare.item_ids, item_codes=bare.item_codes, num_levels=NUM_LEVELS, codebook_size=CODEBOOK_SIZE, rqvae=rqvae
+    )
+    model = build_generator(GeneratorConfig(**SIZES), tokenizer)
+    rows = model.lm_head.weight[model.config.first_code_id :].unflatten(0, (NUM_LEVELS, CODEBOOK_SIZE))
+    for level in range(NUM_LEVELS):
+        ratio = torch.pdist(rows[level].detach()) / torch.pdist(rqvae.codebooks[level])
+        torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), rtol=1e-3, atol=0)
+        assert 0.5 < float(rows[level].detach().square().mean()) < 2  # the scale of T5's own start
+    plain = build_generator(GeneratorConfig(**SIZES, codes_from_codebooks=False), tokenizer)
+    assert not torch.equal(plain.lm_head.weight, model.lm_head.weight)

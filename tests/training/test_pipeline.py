@@ -57,7 +57,11 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def recipe(shop: Path) -> Recipe:
-    inputs = {"prepare.interactions": str(shop / "interactions.csv"), "prepare.items": str(shop / "items.jsonl"), "prepare.images": str(shop / "images")}
+    inputs = {
+        "prepare.interactions": str(shop / "interactions.csv"),
+        "prepare.items": str(shop / "items.jsonl"),
+        "prepare.images": str(shop / "images"),
+    }
     return load_recipe("own-data", QUICK, {**inputs, "prepare.min_interactions": 2})
 
 
@@ -133,7 +137,11 @@ def test_a_killed_finetune_continues_to_the_same_model(
 
 def test_a_tokenizer_of_another_catalogue_is_refused(recipe: Recipe, finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder, _ = finished
-    run(load_recipe("own-data", [*QUICK, "prepare.min_interactions=2"], {"prepare.interactions": recipe.prepare.interactions}), tmp_path, until="prepare")
+    run(
+        load_recipe("own-data", [*QUICK, "prepare.min_interactions=2"], {"prepare.interactions": recipe.prepare.interactions}),
+        tmp_path,
+        until="prepare",
+    )
     (tmp_path / "dataset" / "items.parquet").write_bytes((folder / "dataset" / "items.parquet").read_bytes())
     table = pl.read_parquet(tmp_path / "dataset" / "items.parquet")
     table.reverse().write_parquet(tmp_path / "dataset" / "items.parquet")

@@ -366,7 +366,7 @@ class _LinearPlusMLP(nn.Module):
 
 
 def _projection(size: int, dimension: int, reverse: bool) -> nn.Linear:
-    """d_m -> d along the axes, from the first one on or from the last one back; a block of squared norm d_m becomes one of squared norm d."""
+    """d_m -> d along the axes, from the first on or from the last back; a block of squared norm d_m becomes one of squared norm d."""
     layer = nn.Linear(size, dimension, bias=False)
     axes = torch.eye(dimension, size) * max(1.0, dimension / size) ** 0.5
     with torch.no_grad():

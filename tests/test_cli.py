@@ -137,7 +137,7 @@ def test_two_launched_processes_train_the_model_of_one(tmp_path: Path) -> None:
             [*launcher, "--config", str(recipe), "--output", str(output), *settings],
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         assert done.returncode == 0, done.stderr[-3000:]

@@ -116,11 +116,16 @@ def replace_folder(source: Path, final: Path) -> None:
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write JSON atomically (a reader sees the old file or the new one)."""
+    """Write JSON atomically."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def write_text(path: str | Path, content: str) -> None:
+    """Write a text file atomically (a reader sees the old file or the new one)."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.partial")
-    scratch.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
+    scratch.write_text(content, encoding="utf-8")
     scratch.replace(path)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,19 +69,6 @@ class ItemEncoder(Protocol):
     def save(self, folder: Path) -> None:
         """Write what was learned from the catalogue into `folder` (nothing, for pretrained ones)."""
         ...
-
-
-def expand_path(value: str, argument: str) -> str:
-    """`value` with `~` and environment variables filled in.
-
-    Errors: CEMGError naming the variable when one is not set.
-    """
-    expanded = os.path.expandvars(value)
-    unset = re.search(r"\$(\w+|\{\w+\})", expanded)
-    if unset:
-        name = unset.group(1).strip("{}")
-        raise CEMGError(f"{argument} = {value!r}: environment variable {name} is not set; export {name}=… or write the path out")
-    return str(Path(expanded).expanduser()) if expanded.startswith("~") else expanded
 
 
 def resolve_device(name: str) -> torch.device:

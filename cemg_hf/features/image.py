@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 from ..artefacts import fingerprint, fingerprint_path
 from ..errors import CEMGError
+from ..settings import expand_path
 from .cache import Batches, VectorCache, default_cache_folder
-from .encoder import RawFeatures, expand_path, resolve_device
+from .encoder import RawFeatures, resolve_device
 from .pictures import decode_ahead, image_sources, picture_keys
 
 COLOUR_GRADIENT = "colour-gradient"

@@ -18,8 +18,9 @@ from transformers.utils import cached_file
 
 from ..artefacts import fingerprint
 from ..errors import CEMGError
+from ..settings import expand_path
 from .cache import Batches, VectorCache, content_key, default_cache_folder
-from .encoder import RawFeatures, expand_path, resolve_device
+from .encoder import RawFeatures, resolve_device
 
 TEXT_COLUMNS = ("title", "brand", "categories", "description")
 POOLINGS = ("cls", "mean")

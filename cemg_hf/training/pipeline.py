@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from ..artefacts import MANIFEST_NAME, result_envelope, write_json
+from ..artefacts import MANIFEST_NAME, result_envelope, write_json, write_text
 from ..data.prepare import prepare
 from ..errors import CEMGError
 from .encode import encode
@@ -45,7 +45,7 @@ def run(recipe: Recipe, output: str | Path, *, until: str = "evaluate", command:
         raise CEMGError(f"until: {until!r} is no stage; choose one of {', '.join(STAGES)}")
     run_folder = Path(output)
     run_folder.mkdir(parents=True, exist_ok=True)
-    (run_folder / "recipe.yaml").write_text(yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    write_text(run_folder / "recipe.yaml", yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True))
     folder = {stage: run_folder / name for stage, name in STAGES.items()}
     actions = {
         "prepare": lambda: prepare(recipe.prepare, folder["prepare"], recipe.seed),
@@ -115,7 +115,7 @@ def run_ablations(recipe: Recipe, output: str | Path, seeds: Sequence[int], comm
         return {
             name: {
                 part: {
-                    metric: None if None in values else float(reduce(values))
+                    metric: None if None in values else float(reduce(values)) if metric != "n" else int(reduce(values))
                     for metric in runs[0][part]
                     for values in [[one[part][metric] for one in runs]]
                 }

@@ -230,6 +230,7 @@ def add_adapters(model: CEMGForConditionalGeneration, settings: LoraSettings) ->
             lora_alpha=settings.alpha,
             lora_dropout=settings.dropout,
             target_modules=settings.target_modules,
+            modules_to_save=["recency_bias"] if model.config.item_causal else None,
             trainable_token_indices=dict.fromkeys(matrices, new_rows),
         ),
     )

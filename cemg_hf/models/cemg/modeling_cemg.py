@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import T5ForConditionalGeneration
+from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.models.t5.modeling_t5 import T5Stack
 from transformers.utils import cached_file
@@ -70,6 +71,14 @@ class CEMGEncoder(T5Stack):
         return super().forward(input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs)
 
 
+class RecencyBias(nn.Embedding):
+    """Bias of the decoder's attention to an item by its age, per head: row 0 is the latest item, the last row is `<s>`.
+
+    An item-causal encoder cannot tell a token how many items follow, and T5's cross-attention knows no positions, so without it the
+    decoder could not find the latest item. It starts at zero, which is T5.
+    """
+
+
 class CEMGForConditionalGeneration(T5ForConditionalGeneration):
     """T5 over item codes with `recommend`.
 
@@ -88,6 +97,9 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
         # T5's own stack under the subclass's forward. A new CEMGEncoder would start from other weights: transformers skips the
         # initialisation of T5's attention and feed-forward modules in stacks that are defined outside of it.
         self.encoder.__class__ = CEMGEncoder
+        if config.item_causal:
+            self.recency_bias = RecencyBias(config.max_history + 2, config.num_heads)
+            nn.init.zeros_(self.recency_bias.weight)
         self.tokenizer: CEMGTokenizer | None = None
         self._trie: ItemTrie | None = None
         self.generation_config.update(
@@ -100,6 +112,11 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
             pad_token_id=config.pad_token_id,
             bos_token_id=config.bos_token_id,
         )
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, RecencyBias):
+            init.zeros_(module.weight)
 
     # ---- loading and saving ---------------------------------------------------------------------------------------------
 
@@ -155,7 +172,7 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
         for name in TOKEN_MATRICES:
             std, mean = torch.std_mean(weights[name].float().cpu(), dim=0)
             weights[name] = torch.cat([weights[name].cpu(), (mean + std * noise).to(weights[name].dtype)])
-        model.load_state_dict(weights)
+        model.load_state_dict({**model.state_dict(), **weights})
         model.set_tokenizer(tokenizer)
         return model
 
@@ -225,7 +242,7 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
             a position are over the codes of its level.
         """
         if labels is None:
-            return super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+            return self._forward_without_labels(input_ids, attention_mask, **kwargs)
         if input_ids is None:
             raise ValueError("labels need input_ids")
         levels = self.config.num_levels
@@ -249,6 +266,38 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
         loss = loss / ((~ignored).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
         return Seq2SeqLMOutput(loss=loss, logits=logits.flatten(1, 2), encoder_last_hidden_state=states)
 
+    def _forward_without_labels(self, input_ids: Tensor | None, attention_mask: Tensor | None, **kwargs: Any) -> Seq2SeqLMOutput:
+        """T5's forward, as `generate` calls it, with the cross-attention of `_decode_blocks`."""
+        if kwargs.get("encoder_outputs") is None:
+            kwargs["encoder_outputs"] = self.encoder(
+                input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=kwargs.pop("inputs_embeds", None)
+            )
+        states = kwargs["encoder_outputs"][0]
+        if attention_mask is None:
+            attention_mask = torch.ones(states.shape[:2], dtype=torch.long, device=states.device)
+        return super().forward(attention_mask=self._cross_attention_mask(attention_mask, num_targets=None), **kwargs)
+
+    def _cross_attention_mask(self, attention_mask: Tensor, num_targets: int | None) -> Tensor:
+        """Float mask the decoder adds to its attention to the history: what a target may see, and the bias by age.
+
+        Args:
+            attention_mask: (B, S), 1 = token.
+            num_targets: T; target t sees the first t items. None: one target that sees the whole history.
+
+        Returns: (B, heads or 1, T or 1, S).
+        """
+        dtype = self.decoder.final_layer_norm.weight.dtype
+        item = items_before(attention_mask, self.config.num_levels).unsqueeze(1)
+        if num_targets is None:
+            latest = item.amax(dim=-1, keepdim=True)
+        else:
+            latest = torch.arange(num_targets, device=item.device).view(1, -1, 1)
+        seen = attention_mask.bool().unsqueeze(1) & (item <= latest)
+        if not self.config.item_causal:
+            return additive(seen, dtype)
+        age = (latest - item).clamp(0, self.config.max_history).masked_fill(item <= 0, self.config.max_history + 1)
+        return self.recency_bias(age).to(dtype).movedim(-1, 1).masked_fill(~seen.unsqueeze(1), torch.finfo(dtype).min)
+
     def _decode_blocks(self, prefixes: Tensor, states: Tensor, attention_mask: Tensor, one_target_per_prefix: bool) -> Tensor:
         """Decoder over T independent blocks per user in one pass, sharing the user's encoder states.
 
@@ -268,14 +317,12 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
         token = torch.arange(count * length, device=prefixes.device)
         block = token.div(length, rounding_mode="floor")
         own = (block.unsqueeze(0) == block.unsqueeze(1)) & (token.unsqueeze(0) <= token.unsqueeze(1))
-        seen = attention_mask.bool().unsqueeze(1)
-        if one_target_per_prefix:
-            seen = seen & (items_before(attention_mask, self.config.num_levels).unsqueeze(1) <= block.view(1, -1, 1))
+        cross = self._cross_attention_mask(attention_mask, num_targets=count if one_target_per_prefix else None)
         hidden = self.decoder(
             input_ids=prefixes.flatten(1),
             attention_mask=additive(own.unsqueeze(0), dtype),
             encoder_hidden_states=states,
-            encoder_attention_mask=additive(seen.expand(batch, count * length, -1), dtype),
+            encoder_attention_mask=cross.repeat_interleave(length if one_target_per_prefix else count * length, dim=2),
             use_cache=False,
         ).last_hidden_state
         if self.config.scale_decoder_outputs:

@@ -54,9 +54,11 @@ def small_config(tokenizer: CEMGTokenizer, **settings) -> CEMGConfig:
 
 
 def generator(tokenizer: CEMGTokenizer, seed: int = 0, **settings) -> CEMGForConditionalGeneration:
-    """A randomly initialised model in evaluation mode, its catalogue attached."""
+    """A randomly initialised model in evaluation mode, its catalogue attached. Its bias by age is drawn too: a new one is zero."""
     torch.manual_seed(seed)
     model = CEMGForConditionalGeneration(small_config(tokenizer, **settings)).eval()
+    if model.config.item_causal:
+        torch.nn.init.normal_(model.recency_bias.weight)
     model.set_tokenizer(tokenizer)
     return model
 

@@ -288,10 +288,8 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
         """
         dtype = self.decoder.final_layer_norm.weight.dtype
         item = items_before(attention_mask, self.config.num_levels).unsqueeze(1)
-        if num_targets is None:
-            latest = item.amax(dim=-1, keepdim=True)
-        else:
-            latest = torch.arange(num_targets, device=item.device).view(1, -1, 1)
+        target = torch.arange(num_targets or 0, device=item.device).view(1, -1, 1)
+        latest = item.amax(dim=-1, keepdim=True) if num_targets is None else target
         seen = attention_mask.bool().unsqueeze(1) & (item <= latest)
         if not self.config.item_causal:
             return additive(seen, dtype)

@@ -59,15 +59,14 @@ def test_training_lowers_the_loss_and_uses_the_codebooks() -> None:
     _, start = train_rqvae(
         vectors, masks, settings(fusion="equal", epochs=1, warmup_epochs=0, learning_rate=1e-9, codebook_decay=0.999), seed=3
     )
-    trained, _ = train_rqvae(vectors, masks, settings(fusion="equal", epochs=60), seed=3)
+    trained, _ = train_rqvae(vectors, masks, settings(fusion="equal", epochs=200), seed=3)
     assert trained.config.fusion == "equal"
     equal = tokenizer_report(trained, vectors, masks)
-    assert equal["reconstruction_error"] < 0.97 * start["reconstruction_error"]
+    assert equal["reconstruction_error"] < 0.95 * start["reconstruction_error"]
     assert equal["alpha"]["text"]["std"] == 0
-    model, report = train_rqvae(vectors, masks, settings(epochs=60), seed=3)
+    model, report = train_rqvae(vectors, masks, settings(epochs=200), seed=3)
     assert not model.training
-    # Guided x moves while W_q and W_k are trained, so its error is held to a share of the variance, not to its own start.
-    assert report["reconstruction_error"] < 0.12
+    assert report["reconstruction_error"] < report["history"][0]["reconstruction_error"]
     assert report["alpha"]["text"]["std"] > 0
     assert all(level["used_codes"] >= 0.95 and 1 <= level["perplexity"] <= 8 for level in report["levels"])
     assert report["reconstruction_error"] == pytest.approx(tokenizer_report(model, vectors, masks)["reconstruction_error"])

@@ -8,7 +8,6 @@ import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -272,9 +271,3 @@ class Validation:
         )
         metrics = ranking_metrics(ranked, self.targets, ks=sorted({10, width}))
         return {name: value for name, value in metrics.items() if value is not None}
-
-
-def read_training_report(folder: str | Path) -> dict[str, Any]:
-    """`training_report.json` of a model folder."""
-    report: dict[str, Any] = json.loads((Path(folder) / "training_report.json").read_text())
-    return report

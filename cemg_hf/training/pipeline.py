@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import yaml
 
 from ..artefacts import MANIFEST_NAME, result_envelope, write_json, write_text
@@ -99,8 +100,6 @@ def run_ablations(recipe: Recipe, output: str | Path, seeds: Sequence[int], comm
     Every variant has a run folder `output/seed-S/<variant>`; the means and standard deviations over seeds are of the same
     envelope as `metrics.json`.
     """
-    import numpy as np
-
     variants = {"cemg": recipe} | {f"cemg-without-{name}": without_modality(recipe, name) for name in ABLATED}
     measured: dict[str, list[dict[str, Any]]] = {}
     started = time.perf_counter()

@@ -1,10 +1,11 @@
 """CEMG: what travels inside a Hub checkpoint. These files import torch, transformers, safetensors and each other, nothing else."""
 
+from .assignment_cemg import AssignmentReport, assign_unique_codes, collision_rate
 from .configuration_cemg import CEMGConfig
 from .generation_cemg import ItemTrie, PrefixConstrainedLogitsProcessor, constrained_beam_search
 from .modeling_cemg import CEMGForConditionalGeneration, Recommendation
 from .modeling_rqvae import CEMGRQVAE, CEMGRQVAEConfig
-from .tokenization_cemg import CEMGTokenizer
+from .tokenization_cemg import AddedItems, CEMGTokenizer
 
 CEMGConfig.register_for_auto_class()
 CEMGTokenizer.register_for_auto_class()
@@ -12,6 +13,8 @@ CEMGForConditionalGeneration.register_for_auto_class("AutoModelForSeq2SeqLM")
 
 __all__ = [
     "CEMGRQVAE",
+    "AddedItems",
+    "AssignmentReport",
     "CEMGConfig",
     "CEMGForConditionalGeneration",
     "CEMGRQVAEConfig",
@@ -19,5 +22,7 @@ __all__ = [
     "ItemTrie",
     "PrefixConstrainedLogitsProcessor",
     "Recommendation",
+    "assign_unique_codes",
+    "collision_rate",
     "constrained_beam_search",
 ]

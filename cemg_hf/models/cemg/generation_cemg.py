@@ -98,6 +98,18 @@ class ItemTrie:
     def num_nodes(self, depth: int) -> int:
         return len(self.first_leaf[depth]) - 1
 
+    def subset(self, items: Tensor) -> ItemTrie:
+        """The trie of the items `items` (n,) alone, n ≥ 1 and all different. Items keep the indices they have here, in both directions."""
+        leaves = self.leaf_of_item[items]
+        nodes = [torch.searchsorted(first, leaves, right=True) - 1 for first in self.first_leaf[1:]]
+        codes = torch.stack([codes[node] for codes, node in zip(self.codes, nodes, strict=True)], dim=1)
+        part = ItemTrie(codes, self.codebook_size)
+        part.leaf_items = items[part.leaf_items]
+        # An item outside gets the number that `sorted_leaves` pads with, so that excluding it excludes nothing.
+        part.leaf_of_item = torch.full_like(self.leaf_of_item, part.num_items)
+        part.leaf_of_item[part.leaf_items] = torch.arange(part.num_items, device=items.device)
+        return part
+
     def children(self, depth: int, nodes: Tensor) -> Children:
         """Children of `nodes` (...,) of one depth; each field is (..., D). Node −1 has no children."""
         first = self.first_child[depth]
@@ -221,3 +233,18 @@ def constrained_beam_search(
         nodes = children.nodes.flatten(1).gather(1, chosen)
         prefixes = torch.cat([prefixes.gather(1, parents.unsqueeze(-1).expand(-1, -1, level)), codes.unsqueeze(-1)], dim=-1)
     return torch.where(scores > -torch.inf, trie.leaf_items[nodes], -1), scores
+
+
+def merge_rankings(items: Tensor, scores: Tensor, others: Tensor, other_scores: Tensor, boost: float) -> tuple[Tensor, Tensor]:
+    """One ranking out of two that share no item, the scores of the second raised by `boost`.
+
+    Args:
+        items, scores: (B, V), −1 and −inf where there is no item.
+        others, other_scores: (B, W), the same for the second ranking, in any order.
+
+    Returns: items and scores (B, max(V, W)), best first; equal scores in the order given.
+    """
+    width = max(items.shape[1], others.shape[1])
+    both = torch.cat([scores, other_scores + boost], dim=1)
+    order = both.argsort(dim=1, descending=True, stable=True)[:, :width]
+    return torch.cat([items, others], dim=1).gather(1, order), both.gather(1, order)

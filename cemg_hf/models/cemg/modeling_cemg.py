@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from transformers.models.t5.modeling_t5 import T5Stack
 from transformers.utils import cached_file
 
 from .configuration_cemg import CEMGConfig
-from .generation_cemg import ItemTrie, PrefixConstrainedLogitsProcessor, constrained_beam_search
+from .generation_cemg import ItemTrie, PrefixConstrainedLogitsProcessor, constrained_beam_search, merge_rankings
 from .tokenization_cemg import CEMGTokenizer
 
 DEFAULT_NUM_BEAMS = 20
@@ -34,6 +35,15 @@ class Recommendation(NamedTuple):
 
     item_id: str
     score: float
+
+
+class SeparateRankings(NamedTuple):
+    """Rankings of trained and of new items, each by a beam search of its own: item indices (B, W) int64 with −1 for none, scores fp32."""
+
+    items: Tensor
+    scores: Tensor
+    new_items: Tensor
+    new_scores: Tensor
 
 
 def items_before(attention_mask: Tensor, num_levels: int) -> Tensor:
@@ -101,7 +111,8 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
             self.recency_bias = RecencyBias(config.max_history + 2, config.num_heads)
             nn.init.zeros_(self.recency_bias.weight)
         self.tokenizer: CEMGTokenizer | None = None
-        self._trie: ItemTrie | None = None
+        self._moved_trie: tuple[ItemTrie, ItemTrie] | None = None
+        self._split_tries: tuple[ItemTrie, ItemTrie, ItemTrie] | None = None
         self.generation_config.update(
             max_new_tokens=config.num_levels,
             max_length=None,
@@ -184,35 +195,37 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
             self.tokenizer.save_pretrained(save_directory)
 
     def set_tokenizer(self, tokenizer: CEMGTokenizer) -> None:
-        """Attach the catalogue that `recommend` writes from.
+        """Attach the catalogue that `recommend` writes from. What `tokenizer.add_items` and `remove_items` change later holds at once.
 
         Raises:
-            ValueError: another geometry, or another catalogue than the one the model was trained on.
+            ValueError: another geometry, or a tokenizer that does not come from the catalogue the model was trained on.
         """
         for name, value in tokenizer.geometry().items():
             mine = getattr(self.config, name)
             if mine != value:
                 raise ValueError(f"tokenizer and model do not belong together: {name} is {value} in the tokenizer, {mine} in the model")
         if self.config.catalogue_fingerprint is None:
-            self.config.catalogue_fingerprint = tokenizer.catalogue_fingerprint
-        elif self.config.catalogue_fingerprint != tokenizer.catalogue_fingerprint:
+            self.config.catalogue_fingerprint = tokenizer.trained_fingerprint
+        elif self.config.catalogue_fingerprint != tokenizer.trained_fingerprint:
             raise ValueError(
                 "tokenizer and model do not belong together: "
                 f"the model was trained on catalogue {self.config.catalogue_fingerprint[:12]}…, "
-                f"the tokenizer holds catalogue {tokenizer.catalogue_fingerprint[:12]}…; load the tokenizer saved with this model"
+                f"the tokenizer comes from catalogue {tokenizer.trained_fingerprint[:12]}…; load the tokenizer saved with this model"
             )
         self.tokenizer = tokenizer
-        self._trie = tokenizer.trie
 
     @property
     def trie(self) -> ItemTrie:
-        """The catalogue's trie, on the model's device."""
-        if self._trie is None:
+        """The trie of the tokenizer's catalogue as it is now, on the model's device."""
+        if self.tokenizer is None:
             raise ValueError(
                 "the model has no catalogue yet; load it from a folder that holds its tokenizer, or call model.set_tokenizer(tokenizer)"
             )
-        self._trie = self._trie.to(self.device)
-        return self._trie
+        trie = self.tokenizer.trie
+        moved = self._moved_trie
+        if moved is None or moved[0] is not trie or moved[1].device != self.device:
+            moved = self._moved_trie = (trie, trie.to(self.device))
+        return moved[1]
 
     def prefix_constraint(self) -> PrefixConstrainedLogitsProcessor:
         """The logits processor that keeps plain `generate` inside the catalogue."""
@@ -345,6 +358,9 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
         attention_mask: Tensor,
         num_beams: int,
         excluded_items: Tensor | None = None,
+        *,
+        new_item_boost: float | None = None,
+        new_item_dense: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """Best items for a batch of tokenized histories.
 
@@ -352,12 +368,84 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
             input_ids, attention_mask: (B, S) as `tokenizer(histories, padding=True, return_tensors="pt")` gives them.
             num_beams: length of the lists; as many beams as items make the search exhaustive.
             excluded_items: (B, E) item indices that must not come out, −1 = none.
+            new_item_boost, new_item_dense: see `recommend`.
 
         Returns: item indices (B, ≤ num_beams) int64, best first, −1 where no further item is possible, and scores, fp32.
         """
-        trie = self.trie
+        if new_item_boost is None:
+            if new_item_dense:
+                raise ValueError("new_item_dense needs new_item_boost; give it a number, 0 for no bonus")
+            states = self._encode_history(input_ids, attention_mask)
+            return self._search(self.trie, *states, num_beams, excluded_items)
+        if not math.isfinite(new_item_boost):
+            raise ValueError(f"new_item_boost must be a finite number or None, got {new_item_boost}")
+        found = self.rank_separately(input_ids, attention_mask, num_beams, excluded_items, new_item_dense=new_item_dense)
+        return merge_rankings(*found, new_item_boost)
+
+    @torch.inference_mode()
+    def rank_separately(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        num_beams: int,
+        excluded_items: Tensor | None = None,
+        *,
+        new_item_dense: float = 0.0,
+    ) -> SeparateRankings:
+        """Trained and new items ranked apart, from one pass of the encoder: new items never compete with trained ones for beams.
+
+        Arguments as for `rank`. `merge_rankings(*found, boost)` makes one list of the two, for any boost.
+        """
+        input_ids, attention_mask, states = self._encode_history(input_ids, attention_mask)
+        tries = self._tries_by_age()
+        if tries is None:
+            items, scores = self._search(self.trie, input_ids, attention_mask, states, num_beams, excluded_items)
+            return SeparateRankings(items, scores, items[:, :0], scores[:, :0])
+        trained, new = tries
+        items, scores = self._search(trained, input_ids, attention_mask, states, num_beams, excluded_items)
+        new_items, new_scores = self._search(new, input_ids, attention_mask, states, num_beams, excluded_items)
+        if new_item_dense:
+            new_scores = new_scores + new_item_dense * self._similarity(input_ids, attention_mask, new_items)
+        return SeparateRankings(items, scores, new_items, new_scores)
+
+    def _encode_history(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Token ids and mask on the model's device, and the encoder's states (B, S, D)."""
         input_ids, attention_mask = input_ids.to(self.device), attention_mask.to(self.device)
-        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return input_ids, attention_mask, self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+    def _tries_by_age(self) -> tuple[ItemTrie, ItemTrie] | None:
+        """Tries of the trained and of the new items; None where one of the two has no items. Made again when the catalogue changes."""
+        whole, tokenizer = self.trie, self.tokenizer
+        assert tokenizer is not None
+        if self._split_tries is None or self._split_tries[0] is not whole:
+            new = tokenizer.new_items.to(whole.device)
+            if not bool(new.any()) or bool(new.all()):
+                return None
+            self._split_tries = (whole, whole.subset((~new).nonzero().flatten()), whole.subset(new.nonzero().flatten()))
+        return self._split_tries[1:]
+
+    def _similarity(self, input_ids: Tensor, attention_mask: Tensor, items: Tensor) -> Tensor:
+        """Cosine (B, W) of the mean quantised vector of a history (B, S) with those of items (B, W); 0 for an empty history."""
+        tokenizer = self.tokenizer
+        if tokenizer is None or tokenizer.rqvae is None:
+            raise ValueError("new_item_dense compares quantised vectors, and this tokenizer has no RQ-VAE; leave it at 0")
+        vectors = tokenizer.rqvae.codebooks.to(self.device).flatten(0, 1)  # (M·K, D), in the order of the code tokens
+        codes = input_ids - self.config.first_code_id
+        # The sum over all code tokens points where the mean of the items' vectors does.
+        history = (vectors[codes.clamp(min=0)] * ((codes >= 0) & attention_mask.bool()).unsqueeze(-1)).sum(dim=1)
+        tokens = tokenizer.item_tokens.to(self.device)[items.clamp(min=0)] - self.config.first_code_id
+        return functional.cosine_similarity(history.unsqueeze(1), vectors[tokens].sum(dim=2), dim=-1)
+
+    def _search(
+        self,
+        trie: ItemTrie,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        states: Tensor,
+        num_beams: int,
+        excluded_items: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Constrained beam search in `trie` from encoded histories."""
         size = self.config.codebook_size
 
         def level_log_probs(prefixes: Tensor) -> Tensor:
@@ -371,7 +459,7 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
             return self._level_logits(hidden[..., -1:, :], first_level=level).squeeze(-2).float().log_softmax(dim=-1)
 
         excluded = None if excluded_items is None else excluded_items.to(self.device)
-        return constrained_beam_search(level_log_probs, trie, len(input_ids), num_beams, excluded)
+        return constrained_beam_search(level_log_probs, trie, len(states), num_beams, excluded)
 
     def recommend(
         self,
@@ -382,6 +470,8 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
         num_beams: int | None = None,
         batch_size: int = 64,
         on_unknown: str = "error",
+        new_item_boost: float | None = None,
+        new_item_dense: float = 0.0,
     ) -> list[Recommendation] | list[list[Recommendation]]:
         """The k most probable next items of each history; every one of them is an item of the catalogue.
 
@@ -392,6 +482,10 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
             num_beams: beams of the search, at least k (default: max(k, 20)).
             batch_size: users per forward pass.
             on_unknown: item ids that are not in the catalogue raise ("error") or are left out of the history ("skip").
+            new_item_boost: items added after training get beams of their own, and this bonus on their Σ log p; a decoder hardly
+                ever writes codes it was not trained on otherwise. 0: own beams without a bonus. None: all items share the beams.
+            new_item_dense: weight of the cosine between a new item's quantised vector and the mean of the history's, added to its
+                score; it orders new items better than Σ log p alone. LIGER (arXiv 2411.18814) ranks cold candidates by such a cosine.
 
         Returns: one list of `Recommendation(item_id, score)` per history, best first; for one history just its list.
 
@@ -417,7 +511,14 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
                 part = known[first : first + batch_size]
                 inputs = tokenizer.pad({"input_ids": [tokenizer.history_ids(indices) for indices in part]}, return_tensors="pt")
                 excluded = nn.utils.rnn.pad_sequence(part, batch_first=True, padding_value=-1) if exclude_history else None
-                items, scores = self.rank(inputs["input_ids"], inputs["attention_mask"], num_beams, excluded)
+                items, scores = self.rank(
+                    inputs["input_ids"],
+                    inputs["attention_mask"],
+                    num_beams,
+                    excluded,
+                    new_item_boost=new_item_boost,
+                    new_item_dense=new_item_dense,
+                )
                 for row, values in zip(items[:, :k].tolist(), scores[:, :k].tolist(), strict=True):
                     found = [Recommendation(tokenizer.item_ids[item], score) for item, score in zip(row, values, strict=True) if item >= 0]
                     results.append(found)

@@ -3,8 +3,9 @@
 The module travels inside Hub checkpoints (the tokenizer uses it to code new items), so it imports torch only.
 
 What the paper leaves open, and what is done here
-- *What trains W_q and W_k.* The reconstruction target is x with its gradient stopped, so fusion learns through the encoder's
-  input alone and cannot lower the loss by drifting to the modality that is easiest to rebuild.
+- *What trains W_q and W_k.* Contrast with the next item (training/fusion_training.py), after which the fusion is frozen. The paper's
+  way stays an option: the reconstruction target is x with its gradient stopped, so fusion learns through the encoder's input alone
+  and cannot lower the loss by drifting to the modality that is easiest to rebuild.
 - *Scale.* Attention scores are divided by √d. With blocks of squared norm d and without the division their spread grows with √d,
   and at d = 768 the softmax starts saturated: 81 % of random items begin with an α outside [.05, .95], none with the division.
 - *Sum.* Text takes the axes of R^d from the first one on and image from the last one back, both in PCA order, so that adding them
@@ -27,11 +28,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 CONTENT_MODALITIES = ("image", "text")
 COLLABORATIVE = "collaborative"
 MODALITIES = (*CONTENT_MODALITIES, COLLABORATIVE)
 FUSIONS = ("guided", "equal")
+CONTENT_HEAD_DROPOUT = 0.3
 ATTENTION_INIT = 0.5  # standard deviation of the attention scores at the start is about its square for blocks of squared norm d
 
 
@@ -50,8 +53,14 @@ class CEMGRQVAEConfig:
     )
     latent_dim: int = field(default=128, metadata={"help": "Dimension of z and of the code vectors."})
     dropout: float = field(default=0.0, metadata={"help": "Dropout after each hidden layer."})
+    content_head_dim: int = field(
+        default=0, metadata={"help": "Hidden size of the head that predicts e^c of a new item from its content; 0: no head."}
+    )
     fusion: str = field(
         default="guided", metadata={"help": "guided: α by attention from e^c (eq. 2); equal: the mean of the content modalities present."}
+    )
+    unit_rows: bool = field(
+        default=False, metadata={"help": "Bring both halves of every item's x to squared norm d, so that items differ by direction only."}
     )
     collaborative_weight: float = field(
         default=1.0, metadata={"help": "Factor on the collaborative half of x; below 1 the codes follow content more closely."}
@@ -113,7 +122,10 @@ class QuantiserOutput(NamedTuple):
 
 
 class CEMGRQVAEOutput(NamedTuple):
-    """Loss of a batch, its parts (scalars, unweighted) and what they were computed from."""
+    """Loss of a batch, its parts (scalars, unweighted) and what they were computed from.
+
+    quantised (B, D) is the sum of the chosen code vectors, with the gradient passed straight through to the encoder.
+    """
 
     loss: Tensor
     reconstruction: Tensor
@@ -122,6 +134,7 @@ class CEMGRQVAEOutput(NamedTuple):
     codes: Tensor
     latent: Tensor
     residuals: Tensor
+    quantised: Tensor
     alpha: Tensor
 
 
@@ -181,6 +194,8 @@ class GuidedFusion(nn.Module):
             mixed = torch.stack([shares[:, i, None] * vectors[name] for i, name in enumerate(CONTENT_MODALITIES) if name in vectors]).sum(0)
             content = torch.where(available.any(1)[:, None], mixed, content)
         present = torch.stack([available.any(1), given[COLLABORATIVE]], dim=1)
+        if self.config.unit_rows:
+            content, collaborative = (functional.normalize(half, dim=1) * self.config.dimension**0.5 for half in (content, collaborative))
         return FusionOutput(x=torch.cat([content, self.config.collaborative_weight * collaborative], dim=1), alpha=alpha, present=present)
 
     def _weights(self, collaborative: Tensor, vectors: Mapping[str, Tensor], available: Tensor) -> Tensor:
@@ -209,6 +224,30 @@ class GuidedFusion(nn.Module):
         return size
 
 
+class ContentHead(nn.Module):
+    """Predicts the collaborative vector of an item from its content, for items that nobody has interacted with yet."""
+
+    def __init__(self, config: CEMGRQVAEConfig) -> None:
+        super().__init__()
+        self.dims = {name: config.modality_dims[name] for name in CONTENT_MODALITIES if name in config.modality_dims}
+        width = sum(self.dims.values()) + len(self.dims)
+        self.network = _LinearPlusMLP([width, config.content_head_dim, config.modality_dims[COLLABORATIVE]], CONTENT_HEAD_DROPOUT)
+
+    def forward(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> Tensor:
+        """e^c (B, d_c) predicted from image and text vectors; what is missing counts as zeros, marked by a flag."""
+        size = len(next(iter(features.values())))
+        weight = self.network.linear.weight
+        parts = []
+        for name, dimension in self.dims.items():
+            if name not in features:
+                parts += [weight.new_zeros(size, dimension + 1)]
+                continue
+            mask = (masks or {}).get(name)
+            given = torch.ones(size, dtype=torch.bool, device=weight.device) if mask is None else mask.to(weight.device, torch.bool)
+            parts += [features[name].to(weight).masked_fill(~given[:, None], 0.0), given.to(weight)[:, None]]
+        return self.network(torch.cat(parts, dim=1))
+
+
 class CEMGRQVAE(nn.Module):
     """Fusion, encoder, M residual codebooks and decoder (eq. 4)."""
 
@@ -219,6 +258,8 @@ class CEMGRQVAE(nn.Module):
         self.fusion = GuidedFusion(config)
         self.encoder = _LinearPlusMLP([width, *config.hidden_dims, config.latent_dim], config.dropout)
         self.decoder = _LinearPlusMLP([config.latent_dim, *reversed(config.hidden_dims), width], config.dropout)
+        has_head = config.content_head_dim > 0 and set(config.modality_dims) > {COLLABORATIVE} and COLLABORATIVE in config.modality_dims
+        self.content_head = ContentHead(config) if has_head else None
         # A buffer: code vectors follow the moving average of the residuals they code (training/tokenizer_training.py), not a gradient.
         self.register_buffer("codebooks", torch.randn(config.num_levels, config.codebook_size, config.latent_dim) / config.latent_dim**0.5)
         self.codebooks: Tensor
@@ -252,13 +293,19 @@ class CEMGRQVAE(nn.Module):
         fused = self.fuse(features, masks)
         return reconstruction_loss(self.decoder(self.encoder(fused.x)), fused.x, fused.present)
 
-    def forward(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> CEMGRQVAEOutput:
+    def forward(
+        self,
+        features: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor] | None = None,
+        seen: Mapping[str, Tensor] | None = None,
+    ) -> CEMGRQVAEOutput:
         """Loss of eq. 4 on B items: reconstruction + λ_q · (codebook + β · commitment) + λ_d · diversity.
 
-        Reconstruction is the mean squared error over the entries of x that come from data; fillers are left out.
+        Reconstruction is the mean squared error over the entries of x that come from data; fillers are left out. `seen` are the masks
+        of what the encoder gets to see where that is less than there is (modality dropout): x stays the whole item.
         """
         fused = self.fuse(features, masks)
-        latent = self.encoder(fused.x)
+        latent = self.encoder(fused.x if seen is None else self.fuse(features, seen).x)
         found = self.quantise(latent)
         straight_through = latent + (found.quantised - latent).detach()
         reconstruction = reconstruction_loss(self.decoder(straight_through), fused.x, fused.present)
@@ -273,6 +320,7 @@ class CEMGRQVAE(nn.Module):
             codes=found.codes,
             latent=latent,
             residuals=found.residuals,
+            quantised=straight_through,
             alpha=fused.alpha,
         )
 
@@ -293,6 +341,31 @@ class CEMGRQVAE(nn.Module):
         usage = (-distances / temperature).softmax(2).mean(1)
         entropy = -(usage * usage.clamp_min(1e-12).log()).sum(1)
         return 1 - (entropy / max(torch.log(torch.tensor(float(self.config.codebook_size))).item(), 1e-12)).mean()
+
+    @torch.no_grad()
+    def fill_collaborative(
+        self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Features and masks of B items in which items without e^c but with content have the e^c predicted from that content.
+
+        Without a head (`content_head_dim` 0) nothing is filled in.
+        """
+        filled = dict(features)
+        known = {name: torch.ones(len(values), dtype=torch.bool, device=values.device) for name, values in features.items()}
+        known |= dict(masks or {})
+        if self.content_head is None:
+            return filled, known
+        was_training = self.training
+        self.eval()
+        predicted = self.content_head(features, masks)
+        self.train(was_training)
+        absent = torch.zeros(len(predicted), dtype=torch.bool, device=predicted.device)
+        has_content = torch.stack([known.get(name, absent) for name in CONTENT_MODALITIES]).any(0)
+        given = known.get(COLLABORATIVE, absent)
+        own = filled.get(COLLABORATIVE, torch.zeros_like(predicted))
+        filled[COLLABORATIVE] = torch.where((has_content & ~given)[:, None], predicted, own)
+        known[COLLABORATIVE] = given | has_content
+        return filled, known
 
     @torch.no_grad()
     def encode_codes(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None, batch_size: int = 4096) -> Tensor:

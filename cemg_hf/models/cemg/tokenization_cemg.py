@@ -6,16 +6,19 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BatchEncoding, PreTrainedTokenizer
 
+from .assignment_cemg import assign_unique_codes
+from .description_cemg import BranchDescription, describe_branch, parse_prefix
 from .generation_cemg import ItemTrie
 from .modeling_rqvae import CEMGRQVAE, CEMGRQVAEConfig
 
@@ -26,6 +29,35 @@ VOCAB_FILES_NAMES = {
     "rqvae_file": "rqvae.safetensors",
 }
 CODE_TOKEN = re.compile(r"<([a-z])_(\d+)>")
+FORMAT = 1  # of the files; a change that older code would misread raises it
+ENCODED_AT_ONCE = 4096  # new items per pass through the RQ-VAE
+
+
+class AddedItems(NamedTuple):
+    """What `CEMGTokenizer.add_items` did with n items.
+
+    item_codes (n, M) int64: their codes. moved: how many of them are not at their nearest code, because another item holds it.
+    spilled: how many of those also left the (M−1)-prefix of that code, because it was full. collision_rate: share of the n whose
+    nearest code another item has, new or old.
+    """
+
+    item_codes: Tensor
+    moved: int
+    spilled: int
+    collision_rate: float
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Everything that changes when items come or go; replaced as a whole, so that a reader sees the old catalogue or the new one."""
+
+    item_ids: list[str]
+    item_codes: Tensor
+    item_tokens: Tensor
+    new_items: Tensor
+    index: dict[str, int]
+    trie: ItemTrie
+    fingerprint: str
 
 
 class CEMGTokenizer(PreTrainedTokenizer):
@@ -44,11 +76,16 @@ class CEMGTokenizer(PreTrainedTokenizer):
         max_history (`int`): a history is cut to its last items.
         rqvae (`CEMGRQVAE`, *optional*): the frozen network behind the codes.
         encoders (mapping, *optional*): which encoders made its inputs, with their fingerprints.
-        projections (mapping, *optional*): per modality the PCA that leads from raw encoder vectors to its inputs.
+        projections (mapping, *optional*): per modality the PCA that leads from raw encoder vectors to its inputs, e = s · C (r − μ):
+            `mean` μ, `components` C and `scale` s.
+        new_items (`Tensor` (N,) bool, *optional*): which items came after training; none by default.
+        trained_fingerprint (`str`, *optional*): fingerprint of the catalogue as it was before items came or went (default: as it is).
+        format_version (`int`): format of the files these arguments come from.
 
     Attributes:
-        item_ids (list of `str`), item_codes (`Tensor` (N, M) int64), item_tokens (their token ids), trie (`ItemTrie`),
-        catalogue_fingerprint (`str`).
+        item_ids (list of `str`), item_codes (`Tensor` (N, M) int64), item_tokens (their token ids), new_items (`Tensor` (N,) bool),
+        trie (`ItemTrie`), catalogue_fingerprint (`str`): replaced together by `add_items` and `remove_items`.
+        trained_fingerprint (`str`): what a model's `catalogue_fingerprint` is compared with.
 
     Raises:
         ValueError: ids that repeat, codes that do not fit the geometry, or files that do not belong together.
@@ -73,15 +110,23 @@ class CEMGTokenizer(PreTrainedTokenizer):
         rqvae: CEMGRQVAE | None = None,
         encoders: Mapping[str, Any] | None = None,
         projections: Mapping[str, Mapping[str, Tensor]] | None = None,
+        new_items: Tensor | None = None,
+        trained_fingerprint: str | None = None,
+        format_version: int = FORMAT,
         **kwargs: Any,
     ) -> None:
+        _check_format(format_version)
         if item_ids is None:
             if item_ids_file is None or item_codes_file is None:
                 raise ValueError("a CEMGTokenizer needs a catalogue: give item_ids and item_codes, or load a saved tokenizer folder")
             item_ids = json.loads(Path(item_ids_file).read_text(encoding="utf-8"))
-            item_codes = _load_tensors(item_codes_file)["item_codes"].long()
+            stored = _load_tensors(item_codes_file)
+            if "item_codes" not in stored:
+                raise ValueError(f"{item_codes_file}: holds no tensor item_codes; save the tokenizer again")
+            item_codes, new_items = stored["item_codes"].long(), stored.get("new_items")
         if rqvae_file is not None and rqvae_config_file is not None and rqvae is None:
             described = json.loads(Path(rqvae_config_file).read_text(encoding="utf-8"))
+            _check_format(described.get("format", FORMAT))
             tensors = _load_tensors(rqvae_file)
             encoders = described["encoders"]
             projections = {name: {} for name in described["projections"]}
@@ -100,12 +145,8 @@ class CEMGTokenizer(PreTrainedTokenizer):
             raise ValueError(f"max_history must be ≥ 1, got {max_history}")
         if rqvae is None and (encoders or projections):
             raise ValueError("encoders and projections describe what goes into the RQ-VAE; give rqvae too")
-        unfit = next((item_id for item_id in item_ids if not isinstance(item_id, str)), None)
-        if unfit is not None:
-            raise ValueError(f"item ids are strings, got {unfit!r} ({type(unfit).__name__}); convert them with str()")
-        self.item_ids = list(item_ids)
-        self.item_codes = item_codes.long().cpu().contiguous()
-        self.trie = ItemTrie(self.item_codes, codebook_size)
+        if new_items is not None and (tuple(new_items.shape) != (len(item_ids),) or new_items.dtype != torch.bool):
+            raise ValueError(f"new_items must be {len(item_ids)} booleans, got {tuple(new_items.shape)} of {new_items.dtype}")
         self.num_levels = num_levels
         self.codebook_size = codebook_size
         self.base_vocab_size = base_vocab_size
@@ -113,13 +154,12 @@ class CEMGTokenizer(PreTrainedTokenizer):
         self.rqvae = rqvae
         self.encoders = dict(encoders or {})
         self.projections = {name: dict(parts) for name, parts in (projections or {}).items()}
-        self._index = {item_id: index for index, item_id in enumerate(self.item_ids)}
-        if len(self._index) != len(self.item_ids):
-            raise ValueError(f"item ids must be unique: {len(self.item_ids) - len(self._index)} of {len(self.item_ids)} are repeated")
         self.first_code_id = base_vocab_size + 1
         self._level_starts = self.first_code_id + codebook_size * torch.arange(num_levels)
-        self.item_tokens: Tensor = self.item_codes + self._level_starts
-        self.catalogue_fingerprint = self._fingerprint()
+        if new_items is None:
+            new_items = torch.zeros(len(item_ids), dtype=torch.bool)
+        self._catalogue = self._new_catalogue(list(item_ids), item_codes.long().cpu().contiguous(), new_items.cpu())
+        self.trained_fingerprint = trained_fingerprint or self._catalogue.fingerprint
         self._token_ids = {"<pad>": 0, "</s>": 1, "<s>": base_vocab_size}
         self._token_ids |= {
             f"<{chr(97 + level)}_{code}>": self.first_code_id + level * codebook_size + code
@@ -133,6 +173,8 @@ class CEMGTokenizer(PreTrainedTokenizer):
             codebook_size=codebook_size,
             base_vocab_size=base_vocab_size,
             max_history=max_history,
+            trained_fingerprint=self.trained_fingerprint,
+            format_version=FORMAT,
             **{**specials, "model_max_length": 1 + num_levels * max_history, **kwargs},
         )
 
@@ -157,13 +199,192 @@ class CEMGTokenizer(PreTrainedTokenizer):
             rqvae=self.rqvae,
             encoders=self.encoders,
             projections=self.projections,
+            new_items=self.new_items,
+            trained_fingerprint=self.trained_fingerprint,
             padding_side=self.padding_side,
         )
 
-    def _fingerprint(self) -> str:
-        digest = hashlib.sha256(json.dumps([self.item_ids, self.num_levels, self.codebook_size]).encode())
-        digest.update(self.item_codes.numpy().astype("<i8").tobytes())
-        return digest.hexdigest()
+    # ---- the catalogue ------------------------------------------------------------------------------------------------------
+
+    @property
+    def item_ids(self) -> list[str]:
+        return self._catalogue.item_ids
+
+    @property
+    def item_codes(self) -> Tensor:
+        return self._catalogue.item_codes
+
+    @property
+    def item_tokens(self) -> Tensor:
+        return self._catalogue.item_tokens
+
+    @property
+    def new_items(self) -> Tensor:
+        return self._catalogue.new_items
+
+    @property
+    def trie(self) -> ItemTrie:
+        return self._catalogue.trie
+
+    @property
+    def catalogue_fingerprint(self) -> str:
+        return self._catalogue.fingerprint
+
+    def _new_catalogue(self, item_ids: list[str], item_codes: Tensor, new_items: Tensor) -> Catalogue:
+        """Raises ValueError for ids that are no strings or repeat, and for codes that repeat or do not fit the geometry."""
+        _check_ids(item_ids)
+        index = dict(zip(item_ids, range(len(item_ids)), strict=True))
+        if len(index) != len(item_ids):
+            raise ValueError(f"item ids must be unique: {len(item_ids) - len(index)} of {len(item_ids)} are repeated")
+        trie = ItemTrie(item_codes, self.codebook_size)
+        digest = hashlib.sha256(json.dumps([item_ids, self.num_levels, self.codebook_size]).encode())
+        digest.update(item_codes.numpy().astype("<i8").tobytes())
+        return Catalogue(item_ids, item_codes, item_codes + self._level_starts, new_items, index, trie, digest.hexdigest())
+
+    def add_items(
+        self,
+        item_ids: Sequence[str],
+        vectors: Mapping[str, Any],
+        masks: Mapping[str, Any] | None = None,
+        *,
+        collaborative: str = "predicted",
+    ) -> AddedItems:
+        """Give new items codes of their own, without retraining and without a change to any code there is.
+
+        An item comes to the free code nearest to its own nearest-code assignment (see `assign_unique_codes`). A model that holds
+        this tokenizer recommends the items from then on. Not meant for two threads that add or remove at once; reading meanwhile
+        is fine.
+
+        Args:
+            item_ids: n ids that are not in the catalogue.
+            vectors: modality -> (n, D_m) tensor or array, as the encoders named in `encoders` give them; `projections` lead from
+                there to the RQ-VAE's inputs (a modality without one is taken as it is). What is left out counts as missing.
+            masks: modality -> (n,) booleans, True where the vector is real; left out means real for all items.
+            collaborative: an item without a collaborative vector gets the one the RQ-VAE's content head "predicted" (nothing, where
+                it has no head), or stays "masked".
+
+        Raises:
+            ValueError: no RQ-VAE, ids that exist or repeat, vectors that do not fit or are not finite, an item without any
+                modality, or more items than codes. The tokenizer is left as it was.
+        """
+        item_ids = self._check_new_ids(item_ids)
+        if collaborative not in ("predicted", "masked"):
+            raise ValueError(f"collaborative must be 'predicted' or 'masked', got {collaborative!r}")
+        before = self._catalogue
+        latent, nearest = self._quantise_raw(item_ids, vectors, masks or {}, predict=collaborative == "predicted")
+        assert self.rqvae is not None
+        codes, report = assign_unique_codes(nearest, latent, self.rqvae.codebooks.detach(), taken=before.item_codes)
+        self._catalogue = self._new_catalogue(
+            before.item_ids + item_ids,
+            torch.cat([before.item_codes, codes]),
+            torch.cat([before.new_items, torch.ones(len(item_ids), dtype=torch.bool)]),
+        )
+        return AddedItems(codes, report.moved, report.spilled, report.collision_rate_before)
+
+    def remove_items(self, item_ids: Sequence[str]) -> None:
+        """Take items out of the catalogue: they are known and recommended no longer, and their codes are free. Others keep theirs.
+
+        Raises:
+            ValueError: an id outside the catalogue, or no item would be left. The tokenizer is left as it was.
+        """
+        if isinstance(item_ids, str):
+            raise ValueError(f"item_ids is a list of item ids, got the string {item_ids!r}; write [{item_ids!r}]")
+        before = self._catalogue
+        kept = torch.ones(len(before.item_ids), dtype=torch.bool)
+        kept[self.item_indices(item_ids)] = False
+        if not bool(kept.any()):
+            raise ValueError(f"item_ids: all {len(kept)} items of the catalogue would go; a tokenizer needs at least one")
+        remaining = [before.item_ids[index] for index in kept.nonzero().flatten().tolist()]
+        self._catalogue = self._new_catalogue(remaining, before.item_codes[kept], before.new_items[kept])
+
+    def _check_new_ids(self, item_ids: Sequence[str]) -> list[str]:
+        if isinstance(item_ids, str):
+            raise ValueError(f"item_ids is a list of item ids, got the string {item_ids!r}; write [{item_ids!r}]")
+        if self.rqvae is None:
+            raise ValueError("this tokenizer has no RQ-VAE to code new items with; load one that `cemg tokenize` wrote")
+        found = list(item_ids)
+        if not found:
+            raise ValueError("item_ids: empty; give at least one new item")
+        _check_ids(found)
+        known = [item_id for item_id in found if item_id in self._catalogue.index]
+        if known:
+            more = f" and {len(known) - 1} more" if len(known) > 1 else ""
+            raise ValueError(f"item id {known[0]!r}{more} exists in the catalogue; remove_items it first, or leave it out")
+        if len(set(found)) != len(found):
+            seen: set[str] = set()
+            twice = next(item_id for item_id in found if item_id in seen or seen.add(item_id))  # type: ignore[func-returns-value]
+            raise ValueError(f"item id {twice!r} is given twice among the {len(found)} new items; give each once")
+        total = len(self._catalogue.item_ids) + len(found)
+        if total > self.codebook_size**self.num_levels:
+            raise ValueError(
+                f"{total} items, {len(found)} of them new, do not fit into {self.codebook_size}^{self.num_levels} codes; "
+                "add fewer, or train a tokenizer with a larger codebook_size or num_levels"
+            )
+        return found
+
+    @torch.no_grad()
+    def _quantise_raw(
+        self, item_ids: list[str], vectors: Mapping[str, Any], masks: Mapping[str, Any], predict: bool
+    ) -> tuple[Tensor, Tensor]:
+        """z (n, D) and nearest codes (n, M), on the CPU, from raw encoder vectors; a block of items at a time."""
+        rqvae = self.rqvae
+        assert rqvae is not None
+        for argument, given in (("vectors", vectors), ("masks", masks)):
+            unknown = [name for name in given if name not in rqvae.config.modality_dims]
+            if unknown:
+                raise ValueError(
+                    f"{argument}: modality {unknown[0]!r} is not one the tokenizer was trained on ({', '.join(rqvae.config.modality_dims)})"
+                )
+            for name, values in given.items():
+                if len(values) != len(item_ids):
+                    raise ValueError(f"{argument}[{name!r}]: {len(values)} rows for {len(item_ids)} item ids; give one row per item")
+        if not vectors:
+            raise ValueError("vectors: empty; give raw encoder vectors of at least one modality")
+        latent, codes = [], []
+        was_training = rqvae.training
+        rqvae.eval()
+        try:
+            for start in range(0, len(item_ids), ENCODED_AT_ONCE):
+                rows = slice(start, start + ENCODED_AT_ONCE)
+                ids = item_ids[rows]
+                given = {name: _mask(name, masks[name][rows] if name in masks else None, len(ids)) for name in vectors}
+                bare = ~torch.stack(list(given.values())).any(dim=0)
+                if bool(bare.any()):
+                    raise ValueError(f"item {ids[int(bare.nonzero()[0])]!r} has no modality at all; give it a vector, or leave it out")
+                features = {name: self._project(name, vectors[name][rows], mask, ids) for name, mask in given.items()}
+                if predict:
+                    features, given = rqvae.fill_collaborative(features, given)
+                z = rqvae.encode(features, given)
+                latent.append(z.cpu())
+                codes.append(rqvae.quantise(z).codes.cpu())
+        finally:
+            rqvae.train(was_training)
+        return torch.cat(latent), torch.cat(codes)
+
+    def _project(self, name: str, raw: Any, mask: Tensor, ids: list[str]) -> Tensor:
+        """RQ-VAE inputs (B, d_m) of raw vectors (B, D_m), zero where masked."""
+        assert self.rqvae is not None
+        values = _tensor(raw).float()
+        parts = self.projections.get(name)
+        expected = self.rqvae.config.modality_dims[name] if parts is None else parts["components"].shape[1]
+        if values.ndim != 2 or values.shape[1] != expected:
+            found = values.shape[1] if values.ndim == 2 else f"shape {tuple(values.shape)}"
+            raise ValueError(f"vectors[{name!r}]: dimension {found}, expected {expected}; encode with {self._encoder_name(name)}")
+        device = self.rqvae.codebooks.device
+        values, mask = values.to(device), mask.to(device)
+        broken = mask & ~values.isfinite().all(dim=1)
+        if bool(broken.any()):
+            raise ValueError(
+                f"vectors[{name!r}]: item {ids[int(broken.nonzero()[0])]!r} has NaN or infinite values; mask it or encode it again"
+            )
+        if parts is not None:
+            mean, components, scale = (parts[part].to(values) for part in ("mean", "components", "scale"))
+            values = scale * ((values - mean) @ components.T)
+        return values.masked_fill(~mask[:, None], 0.0)
+
+    def _encoder_name(self, name: str) -> str:
+        described = self.encoders.get(name, {}).get("name")
+        return f"the encoder of this tokenizer, {described}" if described else "the encoder it was trained with"
 
     # ---- items → tokens -----------------------------------------------------------------------------------------------------
 
@@ -188,14 +409,15 @@ class CEMGTokenizer(PreTrainedTokenizer):
         """
         if on_unknown not in ("error", "skip"):
             raise ValueError(f"on_unknown must be 'error' or 'skip', got {on_unknown!r}")
-        unknown = [item_id for item_id in history if item_id not in self._index]
+        catalogue = self._catalogue
+        unknown = [item_id for item_id in history if item_id not in catalogue.index]
         if unknown and on_unknown == "error":
             more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
             raise ValueError(
-                f"item id {unknown[0]!r}{more} is not among the {len(self.item_ids)} items of the catalogue; "
+                f"item id {unknown[0]!r}{more} is not among the {len(catalogue.item_ids)} items of the catalogue; "
                 "correct it, or pass on_unknown='skip' to leave unknown items out"
             )
-        return torch.tensor([self._index[item_id] for item_id in history if item_id in self._index], dtype=torch.int64)
+        return torch.tensor([catalogue.index[item_id] for item_id in history if item_id in catalogue.index], dtype=torch.int64)
 
     def history_ids(self, indices: Tensor) -> list[int]:
         """Token ids of a history of item indices (L,): `<s>` and the tokens of the last `max_history` items."""
@@ -242,11 +464,35 @@ class CEMGTokenizer(PreTrainedTokenizer):
         if len(codes) % self.num_levels:
             raise ValueError(f"{len(codes)} code tokens are not whole items of {self.num_levels}")
         rows = codes.view(-1, self.num_levels)
-        leaves = self.trie.walk(rows - self._level_starts)
+        catalogue = self._catalogue
+        leaves = catalogue.trie.walk(rows - self._level_starts)
         if bool((leaves < 0).any()):
             wrong = "".join(self.convert_ids_to_tokens(rows[leaves < 0][0].tolist()))
             raise ValueError(f"{wrong} is the code of no item in the catalogue")
-        return [self.item_ids[item] for item in self.trie.leaf_items[leaves].tolist()]
+        return [catalogue.item_ids[item] for item in catalogue.trie.leaf_items[leaves].tolist()]
+
+    # ---- what codes mean ----------------------------------------------------------------------------------------------------
+
+    def quantised_vectors(self) -> Tensor | None:
+        """(N, D) sum of each item's code vectors; None without an RQ-VAE."""
+        if self.rqvae is None:
+            return None
+        return self.rqvae.codebooks[torch.arange(self.num_levels), self.item_codes].sum(1)
+
+    def describe(self, codes: str, items: Mapping[str, Sequence[Any]] | None = None, top: int = 10) -> BranchDescription:
+        """What the items under a prefix such as `<a_12><b_7>` have in common ("" is the whole catalogue).
+
+        Args:
+            codes: code tokens from the first level on, at most M.
+            items: columns of the item table in the order of `item_ids` (title, brand, categories, description); without them the
+                description holds ids and counts only.
+            top: how many typical items, words and categories.
+
+        Raises:
+            ValueError: codes that are none of this tokenizer's, or a branch without items.
+        """
+        prefix = parse_prefix(codes, self.num_levels, self.codebook_size)
+        return describe_branch(prefix, self.item_ids, self.item_codes, self.quantised_vectors(), items, top)
 
     # ---- what PreTrainedTokenizer asks of a vocabulary -----------------------------------------------------------------------
 
@@ -282,26 +528,81 @@ class CEMGTokenizer(PreTrainedTokenizer):
         return [self.base_vocab_size, *token_ids_0, *(token_ids_1 or [])]
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
-        """Catalogue and RQ-VAE as JSON and safetensors; loading them gives the same tokenizer bit for bit."""
-        folder = Path(save_directory)
+        """Catalogue and RQ-VAE as JSON and safetensors; loading them gives the same tokenizer bit for bit.
+
+        All files are written beside the old ones first and then put in their places one after the other.
+        """
         prefix = f"{filename_prefix}-" if filename_prefix else ""
-        paths = {key: folder / f"{prefix}{name}" for key, name in self.vocab_files_names.items()}
-        paths["item_ids_file"].write_text(json.dumps(self.item_ids, ensure_ascii=False), encoding="utf-8")
-        save_file({"item_codes": self.item_codes.int()}, paths["item_codes_file"], metadata={"format": "pt"})
-        if self.rqvae is None:
-            paths["rqvae_config_file"].unlink(missing_ok=True)
-            paths["rqvae_file"].unlink(missing_ok=True)
-            return str(paths["item_ids_file"]), str(paths["item_codes_file"])
-        described = {"rqvae": self.rqvae.config.to_dict(), "encoders": self.encoders, "projections": sorted(self.projections)}
-        paths["rqvae_config_file"].write_text(json.dumps(described, indent=2, ensure_ascii=False), encoding="utf-8")
-        tensors = {key: value.detach().cpu().contiguous() for key, value in self.rqvae.state_dict().items()}
-        tensors |= {
-            f"projection.{name}.{part}": value.contiguous() for name, parts in self.projections.items() for part, value in parts.items()
+        paths = {key: Path(save_directory) / f"{prefix}{name}" for key, name in self.vocab_files_names.items()}
+        catalogue = self._catalogue
+        tensors = {"item_codes": catalogue.item_codes.int(), "new_items": catalogue.new_items}
+        writers: dict[Path, Callable[[Path], object]] = {
+            paths["item_ids_file"]: _text_writer(json.dumps(catalogue.item_ids, ensure_ascii=False)),
+            paths["item_codes_file"]: _tensors_writer(tensors),
         }
-        save_file(tensors, paths["rqvae_file"], metadata={"format": "pt"})
-        return tuple(str(path) for path in paths.values())
+        if self.rqvae is not None:
+            described = {"format": FORMAT, "rqvae": self.rqvae.config.to_dict(), "encoders": self.encoders}
+            described["projections"] = sorted(self.projections)
+            weights = {key: value.detach().cpu().contiguous() for key, value in self.rqvae.state_dict().items()}
+            weights |= {
+                f"projection.{name}.{part}": value.contiguous() for name, parts in self.projections.items() for part, value in parts.items()
+            }
+            writers[paths["rqvae_config_file"]] = _text_writer(json.dumps(described, indent=2, ensure_ascii=False))
+            writers[paths["rqvae_file"]] = _tensors_writer(weights)
+        scratch = {path: path.with_name(f".{path.name}.partial") for path in writers}
+        try:
+            for path, write in writers.items():
+                write(scratch[path])
+            for path in paths.values():
+                if path in scratch:
+                    scratch[path].replace(path)
+                else:
+                    path.unlink(missing_ok=True)
+        finally:
+            for path in scratch.values():
+                path.unlink(missing_ok=True)
+        return tuple(str(path) for path in writers)
+
+
+def _text_writer(content: str) -> Callable[[Path], object]:
+    return lambda path: path.write_text(content, encoding="utf-8")
+
+
+def _tensors_writer(tensors: dict[str, Tensor]) -> Callable[[Path], object]:
+    return lambda path: save_file(tensors, path, metadata={"format": "pt"})
 
 
 def _load_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    with safe_open(path, framework="pt") as stored:
-        return {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 - not a dict
+    try:
+        with safe_open(path, framework="pt") as stored:
+            return {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 - not a dict
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a safetensors file ({error}); save or download the tokenizer again") from error
+
+
+def _check_format(found: int) -> None:
+    if found != FORMAT:
+        raise ValueError(f"the tokenizer's files have format {found}, this version of cemg_hf reads format {FORMAT}; update cemg_hf")
+
+
+def _check_ids(item_ids: list[str]) -> None:
+    if set(map(type, item_ids)) <= {str}:
+        return
+    unfit = next((item_id for item_id in item_ids if not isinstance(item_id, str)), None)
+    if unfit is not None:
+        raise ValueError(f"item ids are strings, got {unfit!r} ({type(unfit).__name__}); convert them with str()")
+
+
+def _tensor(values: Any) -> Tensor:
+    """A copy of an array, which may be a read-only map of a file; a tensor as it is."""
+    return values if isinstance(values, Tensor) else torch.tensor(values)
+
+
+def _mask(name: str, values: Any, size: int) -> Tensor:
+    """(B,) bool; all True where no mask is given."""
+    if values is None:
+        return torch.ones(size, dtype=torch.bool)
+    mask = _tensor(values).cpu()
+    if mask.dtype != torch.bool or mask.ndim != 1:
+        raise ValueError(f"masks[{name!r}]: {mask.dtype} of {mask.ndim} dimensions, expected one boolean per item")
+    return mask

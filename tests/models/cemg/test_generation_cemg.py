@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cemg_hf import ItemTrie, PrefixConstrainedLogitsProcessor, constrained_beam_search
+from cemg_hf.models.cemg.generation_cemg import merge_rankings
 
 
 @st.composite
@@ -220,3 +221,45 @@ def test_processor_refuses_to_write_past_an_item():
     processor = PrefixConstrainedLogitsProcessor(ItemTrie(random_codes(5, 2, 4), 4), 3)
     with pytest.raises(ValueError, match="max_new_tokens=2"):
         processor(torch.zeros(1, 3, dtype=torch.int64), torch.zeros(1, 20))
+
+
+# ---- parts of a catalogue ---------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(catalogues(), st.integers(1, 12), st.integers(0, 10**6), st.data())
+def test_searching_a_subset_is_searching_the_whole_without_the_others(catalogue, num_beams, seed, data):
+    codes, codebook_size = catalogue
+    every = range(len(codes))
+    chosen = data.draw(st.lists(st.sampled_from(every), min_size=1, unique=True))
+    gone = data.draw(st.lists(st.sampled_from(every), max_size=8))
+    model, trie = RandomModel(2, codes.shape[1], codebook_size, seed), ItemTrie(codes, codebook_size)
+    others = sorted({*every, *gone} - (set(chosen) - set(gone)))
+    expected = constrained_beam_search(model, trie, 2, num_beams, torch.tensor([others, others], dtype=torch.int64))
+    excluded = torch.tensor([gone, gone], dtype=torch.int64).reshape(2, -1)
+    items, scores = constrained_beam_search(model, trie.subset(torch.tensor(chosen)), 2, num_beams, excluded)
+    width = items.shape[1]  # the subset has fewer children to choose from; the lists' ends are empty there
+    assert torch.equal(items, expected[0][:, :width])
+    assert torch.equal(scores, expected[1][:, :width])
+    assert (expected[0][:, width:] == -1).all()
+    assert set(items[items >= 0].tolist()) <= set(chosen) - set(gone)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 8), st.integers(0, 8), st.floats(-20, 20), st.integers(0, 10**6))
+def test_merged_rankings_are_sorted_and_keep_the_best_of_both(first, second, boost, seed):
+    draw = torch.Generator().manual_seed(seed)
+    numbers = torch.randperm(16, generator=draw)
+    items, others = numbers[:first].expand(2, -1).clone(), numbers[8 : 8 + second].expand(2, -1).clone()
+    scores = 5 * torch.randn(2, first, generator=draw)
+    other_scores = 5 * torch.randn(2, second, generator=draw)
+    if second:
+        others[1, -1], other_scores[1, -1] = -1, -torch.inf
+    merged, values = merge_rankings(items, scores, others, other_scores, boost)
+    assert merged.shape == values.shape == (2, max(first, second))
+    for row in range(2):
+        pairs = [*zip(items[row].tolist(), scores[row].tolist(), strict=True)]
+        pairs += [(item, float(score + boost)) for item, score in zip(others[row].tolist(), other_scores[row], strict=True)]
+        expected = sorted(pairs, key=lambda pair: -pair[1])[: max(first, second)]
+        assert merged[row].tolist() == [item for item, _ in expected]
+        assert values[row].tolist() == pytest.approx([score for _, score in expected], abs=1e-5)

@@ -302,6 +302,99 @@ def test_training_learns_what_follows_what():
     assert [row[0].item_id for row in found] == [f"item{(item + 1) % 12}" for item in range(12)]
 
 
+# ---- items that came after training -------------------------------------------------------------------------------------------------
+
+NEW = torch.arange(60) % 5 == 0
+
+
+def ids_of(mask: torch.Tensor) -> set[str]:
+    return {f"item{index}" for index in mask.nonzero().flatten().tolist()}
+
+
+@CAUSAL
+@pytest.mark.parametrize("boost", [0.0, 1.5, -2.0, 40.0])
+def test_the_boost_of_new_items_is_added_to_their_scores(item_causal, boost):
+    model = generator(item_tokenizer(new_items=NEW), item_causal=item_causal)
+    for history, found in zip(HISTORIES, model.recommend(HISTORIES, k=60, new_item_boost=boost), strict=True):
+        scores = plain_scores(model, history) + boost * NEW
+        assert [item.score for item in found] == pytest.approx(scores.sort(descending=True).values.tolist(), abs=1e-5)
+        assert [item.score for item in found] == pytest.approx([float(scores[int(item.item_id[4:])]) for item in found], abs=1e-5)
+        assert sorted(ranked_ids(found)) == sorted(model.tokenizer.item_ids)
+
+
+@pytest.mark.parametrize("num_beams", [3, 8])
+def test_new_items_cost_the_trained_ones_no_beams(num_beams):
+    tokenizer = item_tokenizer(new_items=NEW)
+    model = generator(tokenizer)
+    histories = [["item1", "item2", "item3"], [], ["item6"]]
+    for boost in (-50.0, 0.0, 2.0):
+        boosted = model.recommend(histories, k=num_beams, num_beams=num_beams, new_item_boost=boost, exclude_history=True)
+        tokenizer_of_old = item_tokenizer(new_items=NEW, trained_fingerprint=tokenizer.trained_fingerprint)
+        tokenizer_of_old.remove_items(sorted(ids_of(NEW)))
+        model.set_tokenizer(tokenizer_of_old)
+        before = model.recommend(histories, k=num_beams, num_beams=num_beams, exclude_history=True)
+        model.set_tokenizer(tokenizer)
+        for found, old in zip(boosted, before, strict=True):
+            kept = [item for item in found if item.item_id not in ids_of(NEW)]
+            assert_same_lists(kept, old[: len(kept)])
+            assert len(found) == num_beams
+            if boost == -50.0:
+                assert len(kept) == num_beams
+
+
+def test_new_items_come_first_with_a_large_boost_unless_excluded():
+    model = generator(item_tokenizer(new_items=NEW))
+    history = ["item0", "item1", "item5"]
+    for num_beams in (20, 60):
+        found = ranked_ids(model.recommend(history, k=20, num_beams=num_beams, new_item_boost=1000.0, exclude_history=True))
+        assert set(found[:10]) == ids_of(NEW) - set(history)
+        assert len(set(found)) == 20
+        assert not set(found) & set(history)
+
+
+def test_without_new_items_or_a_boost_nothing_changes():
+    plain = generator(TOKENIZER).recommend(HISTORIES, k=20)
+    assert generator(TOKENIZER).recommend(HISTORIES, k=20, new_item_boost=3.0) == plain
+    assert generator(item_tokenizer(new_items=NEW)).recommend(HISTORIES, k=20) == plain
+
+
+def test_items_added_to_the_tokenizer_are_boosted_at_once():
+    tokenizer = item_tokenizer(**rqvae_parts())
+    model = generator(tokenizer)
+    vectors = torch.randn(3, 9, generator=torch.Generator().manual_seed(1))
+    for count, name in enumerate(("first", "second", "third"), start=1):
+        tokenizer.add_items([name], {"text": vectors[count - 1 : count]})
+        found = model.recommend(HISTORIES, k=10, new_item_boost=1000.0)
+        assert all(set(ranked_ids(row)[:count]) == {"first", "second", "third"} & set(tokenizer.item_ids) for row in found)
+    tokenizer.remove_items(["second"])
+    assert all(set(ranked_ids(row)[:2]) == {"first", "third"} for row in model.recommend(HISTORIES, k=10, new_item_boost=1000.0))
+
+
+def test_dense_scores_are_cosines_of_quantised_vectors():
+    tokenizer = item_tokenizer(new_items=NEW, **rqvae_parts())
+    model = generator(tokenizer)
+    codebooks = tokenizer.rqvae.codebooks
+    vectors = codebooks[torch.arange(NUM_LEVELS), tokenizer.item_codes].sum(1)
+    for history in HISTORIES:
+        plain = {item.item_id: item.score for item in model.recommend(history, k=60, new_item_boost=0.0)}
+        found = {item.item_id: item.score for item in model.recommend(history, k=60, new_item_boost=0.0, new_item_dense=2.5)}
+        recent = tokenizer.item_indices(history)[-5:]
+        cosines = functional.cosine_similarity(vectors[recent].sum(0, keepdim=True), vectors)
+        for index, name in enumerate(tokenizer.item_ids):
+            added = 2.5 * float(cosines[index]) if NEW[index] and history else 0.0
+            assert found[name] == pytest.approx(plain[name] + added, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"new_item_boost": float("nan")}, "finite number"), ({"new_item_dense": 1.0}, "needs new_item_boost"),
+     ({"new_item_boost": 0.0, "new_item_dense": 1.0}, "no RQ-VAE")],
+)  # fmt: skip
+def test_impossible_options_for_new_items_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        generator(item_tokenizer(new_items=NEW)).recommend(HISTORIES, **options)
+
+
 # ---- saving and loading -----------------------------------------------------------------------------------------------------------
 
 
@@ -367,6 +460,46 @@ def test_a_new_model_starts_from_the_weights_of_a_new_t5(item_causal):
         assert float(parameter.detach().std()) == pytest.approx(spread[name], rel=0.15, abs=0.05), name
     attention = model.encoder.block[1].layer[0].SelfAttention
     assert float(attention.q.weight.detach().std()) == pytest.approx((32 * 8) ** -0.5, rel=0.1)
+
+
+# ---- items that come and go ---------------------------------------------------------------------------------------------------------
+
+
+def test_items_added_and_removed_later_are_recommended_at_once(tmp_path):
+    tokenizer = item_tokenizer(**rqvae_parts() | {"projections": None, "encoders": None})
+    model = generator(tokenizer)
+    expected = {item.item_id: item.score for item in model.recommend(HISTORIES[0], k=60)}
+    old_trie = model.trie
+    assert model.trie is old_trie
+    added = tokenizer.add_items(["new0", "new1"], {"text": torch.randn(2, 6)})
+    tokenizer.remove_items(["item4", "item9"])
+    found = {item.item_id: item.score for item in model.recommend(HISTORIES[0], k=60)}
+    assert found.keys() == set(tokenizer.item_ids) == (expected.keys() | {"new0", "new1"}) - {"item4", "item9"}
+    scores = plain_scores(model, HISTORIES[0])
+    assert [found[item_id] for item_id in tokenizer.item_ids] == pytest.approx(scores.tolist(), abs=1e-5)
+    assert torch.equal(tokenizer.item_codes[-2:], added.item_codes)
+    recommended_to_its_buyer = ranked_ids(model.recommend(["new1", "item2"], k=60, exclude_history=True))
+    assert sorted([*recommended_to_its_buyer, "new1", "item2"]) == sorted(tokenizer.item_ids)
+    inputs = tokenizer([HISTORIES[0]], return_tensors="pt")
+    out = model.generate(**inputs, num_beams=60, num_return_sequences=60, logits_processor=[model.prefix_constraint()])
+    assert sorted(tokenizer.decode_items(out)) == sorted(tokenizer.item_ids)
+    model.save_pretrained(tmp_path)
+    loaded = CEMGForConditionalGeneration.from_pretrained(tmp_path)
+    assert loaded.tokenizer.new_items.tolist() == tokenizer.new_items.tolist()
+    assert loaded.recommend(HISTORIES[0], k=60) == model.recommend(HISTORIES[0], k=60)
+
+
+def test_a_model_takes_its_tokenizer_with_other_items_but_not_a_stranger_with_the_same():
+    tokenizer = item_tokenizer(**rqvae_parts() | {"projections": None, "encoders": None})
+    model = generator(tokenizer)
+    grown = tokenizer.with_layout(base_vocab_size=2, max_history=tokenizer.max_history)
+    grown.add_items(["new0"], {"text": torch.randn(1, 6)})
+    model.set_tokenizer(grown)
+    assert model.config.catalogue_fingerprint == tokenizer.catalogue_fingerprint != grown.catalogue_fingerprint
+    stranger = CEMGTokenizer(item_ids=grown.item_ids, item_codes=grown.item_codes, **tokenizer.geometry())
+    with pytest.raises(ValueError, match="trained on catalogue"):
+        model.set_tokenizer(stranger)
+    assert model.tokenizer is grown
 
 
 # ---- from a T5 --------------------------------------------------------------------------------------------------------------------

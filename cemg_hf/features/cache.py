@@ -18,6 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ..artefacts import fingerprint
+from .projection import ROWS_AT_ONCE
+from .store import scratch_array
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +48,11 @@ class VectorCache:
         self.folder = folder
         self.shard_seconds = shard_seconds
 
-    def lookup(self, keys: np.ndarray, dimension: int) -> tuple[np.ndarray, np.ndarray]:
-        """Vectors (n, D), zero where unknown, and which of the distinct `keys` (n,) "S32" are known (n,)."""
-        vectors = np.zeros((len(keys), dimension), dtype=np.float32)
+    def lookup(self, keys: np.ndarray, rows: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+        """Write the vectors known of the distinct `keys` (n,) "S32" into `rows` (n,) of `vectors` (N, D); which are known (n,)."""
         known = np.zeros(len(keys), dtype=bool)
         if not len(keys):
-            return vectors, known
+            return known
         order = np.argsort(keys)
         ordered = keys[order]
         for shard in sorted(self.folder.glob("[!.]*.safetensors")):
@@ -63,10 +64,10 @@ class VectorCache:
                 continue
             place = np.minimum(np.searchsorted(ordered, stored), len(ordered) - 1)
             hit = ordered[place] == stored
-            rows = order[place[hit]]
-            vectors[rows] = values[hit]
-            known[rows] = True
-        return vectors, known
+            found = order[place[hit]]
+            vectors[rows[found]] = values[hit]
+            known[found] = True
+        return known
 
     def add(self, keys: np.ndarray, vectors: np.ndarray) -> None:
         """Store one shard."""
@@ -84,27 +85,31 @@ class VectorCache:
 
         What is known is read; the rest goes to `compute`, longest first by `cost` (n,). Batches are cut from all distinct contents,
         known or not, so that a resumed run computes the very batches of an uninterrupted one and ends with the same bits.
+        Vectors that are large together are a memory map of a temporary file beside the shards (see `scratch_array`).
         """
         distinct, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-        vectors, known = self.lookup(distinct, dimension)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        vectors = scratch_array((len(keys), dimension), folder=self.folder)
+        known = self.lookup(distinct, first, vectors)
         # Ties are broken by key, so that the order of the catalogue does not matter.
         order = np.argsort(-cost[first], kind="stable")
         cuts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
         missing = [rows[~known[rows]] for rows in cuts if not known[rows].all()]
         pending: list[np.ndarray] = []
         written = time.monotonic()
-        row_of_first = np.full(len(keys), -1, dtype=np.int64)
-        row_of_first[first] = np.arange(len(first))
         for rows, values in compute([first[batch] for batch in missing]):
-            places = row_of_first[rows]
-            vectors[places] = values
-            known[places] = True
-            pending.append(places)
+            vectors[rows] = values
+            known[inverse[rows]] = True
+            pending.append(rows)
             if time.monotonic() - written >= self.shard_seconds:
-                self._flush(distinct, vectors, pending)
+                self._flush(keys, vectors, pending)
                 written = time.monotonic()
-        self._flush(distinct, vectors, pending)
-        return vectors[inverse], known[inverse]
+        self._flush(keys, vectors, pending)
+        repeats = np.flatnonzero(first[inverse] != np.arange(len(keys)))
+        for start in range(0, len(repeats), ROWS_AT_ONCE):
+            rows = repeats[start : start + ROWS_AT_ONCE]
+            vectors[rows] = vectors[first[inverse[rows]]]
+        return vectors, known[inverse]
 
     def _flush(self, keys: np.ndarray, vectors: np.ndarray, pending: list[np.ndarray]) -> None:
         rows = np.concatenate(pending) if pending else np.empty(0, dtype=np.int64)

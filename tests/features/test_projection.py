@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
+from cemg_hf.features import projection as projection_module
 from cemg_hf.features.projection import Projection, can_fit
 
 
@@ -76,3 +77,50 @@ def test_what_has_no_variance_cannot_be_fitted() -> None:
     assert can_fit(np.eye(5, 3, dtype=np.float32), everyone)
     with pytest.raises(ValueError, match="two items"):
         Projection.fit(same, everyone, 2)
+
+
+def test_blocks_of_rows_give_what_all_rows_give(raw: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, mask = raw
+    whole, kept = Projection.fit(vectors, mask, 5)
+    monkeypatch.setattr(projection_module, "ROWS_AT_ONCE", 7)
+    parts, kept_of_parts = Projection.fit(vectors, mask, 5)
+    np.testing.assert_allclose(parts.components, whole.components, atol=1e-6)
+    np.testing.assert_allclose(parts.mean, whole.mean, atol=1e-6)
+    np.testing.assert_allclose(parts.scale, whole.scale, rtol=1e-6)
+    assert kept_of_parts == pytest.approx(kept)
+    assert can_fit(vectors, mask)
+    blocks = list(whole.transform_blocks(vectors, mask, rows=7))
+    assert [len(block) for block in blocks] == [7] * 8 + [4]
+    np.testing.assert_allclose(np.concatenate(blocks), whole.transform(vectors, mask), atol=1e-5)
+
+
+def test_large_catalogues_are_fitted_on_a_sample_that_is_always_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(projection_module, "FIT_ROWS", 2000)
+    generator = np.random.default_rng(0)
+    vectors = (generator.normal(size=(6000, 4)) * [8, 4, 2, 1] + 3).astype(np.float32)
+    mask = generator.random(6000) < 0.9
+    vectors[~mask] = np.nan  # neither drawn nor looked at
+    one, two = Projection.fit(vectors, mask, 3)[0], Projection.fit(vectors, mask, 3)[0]
+    np.testing.assert_array_equal(one.components, two.components)
+    reference = PCA(3, svd_solver="full").fit(vectors[mask])
+    assert np.abs((one.components * reference.components_).sum(axis=1)).min() > 0.99
+    assert not np.allclose(one.mean, reference.mean_, atol=1e-6)  # it was a sample
+    block = one.transform(vectors, mask)
+    assert (block[mask] ** 2).sum(axis=1).mean() == pytest.approx(3, rel=0.1)
+    assert not block[~mask].any()
+
+
+def test_half_precision_is_fitted_like_its_values(raw: tuple[np.ndarray, np.ndarray]) -> None:
+    vectors, mask = raw
+    half = vectors.astype(np.float16)
+    one, two = Projection.fit(half, mask, 5)[0], Projection.fit(half.astype(np.float32), mask, 5)[0]
+    np.testing.assert_array_equal(one.components, two.components)
+    np.testing.assert_array_equal(one.transform(half, mask), two.transform(half.astype(np.float32), mask))
+
+
+@pytest.mark.parametrize("width", [12, 100])
+def test_values_that_are_not_finite_are_named(width: int) -> None:
+    vectors = np.random.default_rng(0).normal(size=(60, width)).astype(np.float32)
+    vectors[17, 3] = np.nan
+    with pytest.raises(ValueError, match="row 17 is not finite"):
+        Projection.fit(vectors, np.ones(60, dtype=bool), 5)

@@ -120,6 +120,7 @@ def tokenize(
     recipe: RecipeArgument,
     features: Annotated[Path, typer.Option(help="Folder written by `cemg encode`.")],
     output: Output,
+    dataset: Annotated[Path | None, typer.Option(help="Folder written by `cemg prepare`, whose training part teaches the fusion.")] = None,
     seed: Seed = None,
     assignments: Assignments = None,
 ) -> None:
@@ -127,7 +128,51 @@ def tokenize(
     from .training.tokenize import tokenize as tokenize_stage
 
     settings = _recipe(recipe, assignments, seed)
-    tokenize_stage(settings.tokenize, features, output, settings.seed)
+    tokenize_stage(settings.tokenize, features, output, settings.seed, dataset)
+
+
+@app.command()
+def inspect(
+    tokenizer: Annotated[Path, typer.Argument(help="Folder written by `cemg tokenize`, or a model folder.")],
+    features: Annotated[Path | None, typer.Option(help="Its features (default: `features` beside it).")] = None,
+    dataset: Annotated[Path | None, typer.Option(help="Its data set, for categories and the tree (default: `dataset` beside it).")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write (default: `inspection` beside it).")] = None,
+    tree: Annotated[bool, typer.Option(help="Also write tree.html, the catalogue to browse by its codes.")] = True,
+) -> None:
+    """Measure an item tokenizer: codebook use, collisions, neighbours, purity, α; JSON, a page of plots and a browsable tree."""
+    from .training.inspect import format_inspection, inspect_tokenizer
+
+    typer.echo(format_inspection(inspect_tokenizer(tokenizer, features=features, dataset=dataset, output=output, tree=tree)))
+
+
+@app.command()
+def describe(
+    tokenizer: Annotated[Path, typer.Argument(help="Folder written by `cemg tokenize`, or a model folder.")],
+    codes: Annotated[str, typer.Argument(help='The branch, such as "<a_12><b_7>"; "" is the whole catalogue.')] = "",
+    dataset: Annotated[Path | None, typer.Option(help="Its data set, for words and titles (default: `dataset` beside it).")] = None,
+) -> None:
+    """Say what a code means: typical items, words and categories of a branch, and its share of the catalogue."""
+    from .training.inspect import describe_codes
+
+    typer.echo(str(describe_codes(tokenizer, codes, dataset=dataset)))
+
+
+@app.command(name="cold-start")
+def cold_start(
+    recipe: RecipeArgument,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Run folder (default: runs/<recipe name>-cold-start).")] = None,
+    share: Annotated[float, typer.Option(help="Share of the items that are held out of training.")] = 0.05,
+    seed: Seed = None,
+    assignments: Assignments = None,
+) -> None:
+    """Hold items out of training, add them afterwards without retraining, and measure who finds them at which price."""
+    from .training.cold_start import ColdStartConfig, format_cold_start, run_cold_start
+
+    settings = _recipe(recipe, assignments, seed)
+    folder = output or Path("runs") / f"{settings.name}-cold-start"
+    config = ColdStartConfig(share=share, seed=settings.seed)
+    typer.echo(format_cold_start(run_cold_start(settings, folder, config, command=_command())))
+    typer.echo(f"\neverything is in {folder}")
 
 
 @app.command()

@@ -13,7 +13,7 @@ from ..settings import assign, from_mapping, override, read_yaml
 from ..training.encode import EncodeConfig
 from ..training.evaluate import EvaluateConfig
 from ..training.finetune import FinetuneConfig
-from ..training.tokenizer_training import TokenizerTrainingConfig
+from ..training.tokenizer_config import TokenizerTrainingConfig
 
 FOLDER = Path(__file__).parent
 

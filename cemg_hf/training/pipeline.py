@@ -51,7 +51,7 @@ def run(recipe: Recipe, output: str | Path, *, until: str = "evaluate", command:
     actions = {
         "prepare": lambda: prepare(recipe.prepare, folder["prepare"], recipe.seed),
         "encode": lambda: encode(recipe.encode, folder["prepare"], folder["encode"], recipe.seed),
-        "tokenize": lambda: tokenize(recipe.tokenize, folder["encode"], folder["tokenize"], recipe.seed),
+        "tokenize": lambda: tokenize(recipe.tokenize, folder["encode"], folder["tokenize"], recipe.seed, folder["prepare"]),
         "finetune": lambda: finetune(recipe.finetune, folder["prepare"], folder["tokenize"], folder["finetune"], recipe.seed),
         "evaluate": lambda: evaluate(
             recipe.evaluate, folder["prepare"], folder["finetune"], folder["evaluate"], command=command, seed=recipe.seed

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data import Ragged
 from ..models.cemg import CEMGForConditionalGeneration
+from ..models.cemg.modeling_cemg import SeparateRankings
 
 
 def rank_histories(
@@ -40,12 +44,49 @@ def rank_histories(
     num_beams = k if num_beams is None else num_beams
     if not 1 <= k <= num_beams:
         raise ValueError(f"num_beams={num_beams} cannot fill lists of k={k}; k must be at least 1 and num_beams at least k")
+    ranked = np.full((len(histories), k), -1, dtype=np.int64)
+    scores = np.full((len(histories), k), -np.inf, dtype=np.float32)
+    for rows, batch in _batches(model, histories, exclude_history, batch_size, progress):
+        best, values = model.rank(*batch[:2], num_beams, batch[2])
+        width = min(k, best.shape[1])
+        ranked[rows, :width] = best[:, :width].cpu().numpy()
+        scores[rows, :width] = values[:, :width].cpu().numpy()
+    return ranked, scores
+
+
+def rank_histories_separately(
+    model: CEMGForConditionalGeneration,
+    histories: Ragged,
+    num_beams: int,
+    *,
+    exclude_history: bool = False,
+    batch_size: int = 128,
+    progress: str | None = None,
+    new_item_dense: float = 0.0,
+) -> SeparateRankings:
+    """Trained and new items ranked apart for every history, once for any number of boosts (see `merge_rankings`).
+
+    Args: as for `rank_histories`; `new_item_dense` as for `recommend`.
+
+    Returns: rankings of `num_beams` places on the CPU.
+    """
+    items, new_items = (torch.full((len(histories), num_beams), -1) for _ in range(2))
+    scores, new_scores = (torch.full((len(histories), num_beams), -torch.inf) for _ in range(2))
+    for rows, batch in _batches(model, histories, exclude_history, batch_size, progress):
+        found = model.rank_separately(*batch[:2], num_beams, batch[2], new_item_dense=new_item_dense)
+        for target, values in zip((items, scores, new_items, new_scores), found, strict=True):
+            target[torch.from_numpy(rows), : values.shape[1]] = values.cpu()
+    return SeparateRankings(items, scores, new_items, new_scores)
+
+
+def _batches(
+    model: CEMGForConditionalGeneration, histories: Ragged, exclude_history: bool, batch_size: int, progress: str | None
+) -> Iterator[tuple[npt.NDArray[np.int64], tuple[Tensor, Tensor, Tensor | None]]]:
+    """Rows of similar length, longest first, with their token ids, attention mask and items to exclude."""
     config = model.config
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise ValueError("the model has no catalogue; call model.set_tokenizer(tokenizer)")
-    ranked = np.full((len(histories), k), -1, dtype=np.int64)
-    scores = np.full((len(histories), k), -np.inf, dtype=np.float32)
     recent = histories.last(config.max_history)
     order = np.argsort(-recent.lengths, kind="stable")
     with tqdm(total=len(order), desc=progress, unit="user", disable=progress is None, leave=False) as bar:
@@ -57,12 +98,8 @@ def rank_histories(
             start = torch.full((len(rows), 1), config.bos_token_id)
             attention = torch.cat([torch.ones_like(start), present.long().repeat_interleave(config.num_levels, dim=1)], dim=1)
             excluded = torch.from_numpy(pad(histories.take(rows))) if exclude_history else None
-            best, values = model.rank(torch.cat([start, tokens], dim=1), attention, num_beams, excluded)
-            width = min(k, best.shape[1])
-            ranked[rows, :width] = best[:, :width].cpu().numpy()
-            scores[rows, :width] = values[:, :width].cpu().numpy()
+            yield rows, (torch.cat([start, tokens], dim=1), attention, excluded)
             bar.update(len(rows))
-    return ranked, scores
 
 
 def pad(rows: Ragged) -> npt.NDArray[np.int64]:

@@ -11,17 +11,27 @@ import numpy as np
 import torch
 
 from ..artefacts import Manifest, fingerprint_path, is_current, write_folder, write_json
+from ..data import PreparedDataset
+from ..errors import CEMGError
 from ..features.store import FeatureStore
 from ..models.cemg import CEMGTokenizer
-from .code_assignment import assign_unique_codes
-from .tokenizer_training import TokenizerTrainingConfig, train_rqvae
+from ..models.cemg.assignment_cemg import assign_unique_codes
+from .fusion_training import next_item_pairs
+from .quantise import FeatureBatches, quantise
+from .retraining import align_to_tokenizer, kept_codes
+from .tokenizer_config import TokenizerTrainingConfig
+from .tokenizer_training import train_rqvae
 
 logger = logging.getLogger(__name__)
 
 REPORT_NAME = "tokenizer_report.json"
+QUIET_BELOW = 200_000  # items; smaller catalogues pass in seconds
+PROJECTION_PARTS = ("mean", "components", "scale")
 
 
-def tokenize(config: TokenizerTrainingConfig, features: str | Path, output: str | Path, seed: int = 42) -> Path:
+def tokenize(
+    config: TokenizerTrainingConfig, features: str | Path, output: str | Path, seed: int = 42, dataset: str | Path | None = None
+) -> Path:
     """Train the RQ-VAE on a feature folder and write the item tokenizer and its report; skipped when that is current.
 
     Args:
@@ -29,42 +39,64 @@ def tokenize(config: TokenizerTrainingConfig, features: str | Path, output: str 
         features: folder written by `encode`.
         output: tokenizer folder to write.
         seed: seed of initialisation, k-means and sample order.
+        dataset: folder written by `prepare`; its training interactions teach the fusion. None: it learns from reconstruction alone.
+
+    Raises:
+        CEMGError: features, data set or the tokenizer to start from that do not belong together, or settings that do not fit them.
     """
     output = Path(output)
-    manifest = Manifest("tokenize", asdict(config), {"features": fingerprint_path(features)}, seed)
+    inputs = {"features": fingerprint_path(features)}
+    inputs |= {"dataset": fingerprint_path(dataset)} if dataset is not None else {}
+    inputs |= {"start_from": fingerprint_path(config.start_from)} if config.start_from else {}
+    manifest = Manifest("tokenize", asdict(config), inputs, seed)
     if is_current(output, manifest):
         logger.info("tokenize: %s is up to date", output)
         return output
     started = time.perf_counter()
     store = FeatureStore.load(features)
     vectors = {name: modality.vectors for name, modality in store.modalities.items()}
-    masks = {name: modality.mask for name, modality in store.modalities.items()}
-    bare = ~np.any(np.stack(list(masks.values())), axis=0)
+    masks = {name: np.asarray(modality.mask) for name, modality in store.modalities.items()}
+    projections = {
+        name: {part: torch.from_numpy(np.array(getattr(modality.projection, part))) for part in PROJECTION_PARTS}
+        for name, modality in store.modalities.items()
+    }
+    before = CEMGTokenizer.from_pretrained(config.start_from) if config.start_from else None
+    if before is not None:
+        vectors, projections = align_to_tokenizer(before, store)
+    rqvae, report = train_rqvae(
+        vectors, masks, config, seed, pairs=_pairs(config, dataset, store), start=before.rqvae if before is not None else None
+    )
+    used = list(rqvae.config.modality_dims)
+    bare = ~np.any(np.stack([masks[name] for name in used]), axis=0)
     if bare.any():
         first = ", ".join(store.item_ids[index] for index in np.flatnonzero(bare)[:3])
-        logger.warning(
-            "tokenize: %d items have neither content nor training interactions (%s …); their codes say nothing", bare.sum(), first
-        )
-    rqvae, report = train_rqvae(vectors, masks, config, seed)
-    tensors = {name: torch.from_numpy(array) for name, array in vectors.items()}
-    with torch.inference_mode():
-        latent = rqvae.encode(tensors, {name: torch.from_numpy(mask) for name, mask in masks.items()})
-        nearest = rqvae.quantise(latent).codes
-    codes, assignment = assign_unique_codes(nearest.numpy(), latent.numpy(), rqvae.codebooks.detach().numpy())
+        logger.warning("tokenize: %d items have none of %s (%s …); their codes say nothing", bare.sum(), ", ".join(used), first)
+    found = quantise(rqvae, FeatureBatches({name: vectors[name] for name in used}, masks), progress=len(store.item_ids) > QUIET_BELOW)
+    assert found.latent is not None
+    codes, assignment = assign_unique_codes(found.codes, found.latent, rqvae.codebooks)
     report |= asdict(assignment) | {"items": len(store.item_ids), "items_without_any_modality": int(bare.sum())}
+    if before is not None:
+        report["kept_codes"] = kept_codes(before, store.item_ids, codes)
     tokenizer = CEMGTokenizer(
         item_ids=store.item_ids,
-        item_codes=torch.from_numpy(codes),
+        item_codes=codes,
         num_levels=config.num_levels,
         codebook_size=config.codebook_size,
         rqvae=rqvae,
-        encoders={name: dict(modality.encoder) for name, modality in store.modalities.items()},
-        projections={
-            name: {part: torch.from_numpy(np.array(getattr(modality.projection, part))) for part in ("mean", "components", "scale")}
-            for name, modality in store.modalities.items()
-        },
+        encoders={name: dict(store.modalities[name].encoder) for name in used},
+        projections={name: projections[name] for name in used},
     )
     with write_folder(output, manifest, started) as scratch:
         tokenizer.save_pretrained(scratch)
         write_json(scratch / REPORT_NAME, report)
     return output
+
+
+def _pairs(config: TokenizerTrainingConfig, dataset: str | Path | None, store: FeatureStore) -> np.ndarray | None:
+    """Pairs of items that follow each other in training sequences, or None where nothing is to be learned from them."""
+    if dataset is None or not config.next_item.epochs:
+        return None
+    data = PreparedDataset.load(dataset)
+    if list(data.item_ids) != list(store.item_ids):
+        raise CEMGError(f"{dataset}: not the data set these features were made of (other items); run `cemg encode` on it")
+    return next_item_pairs(data.train_sequences(), config.next_item.window)

@@ -1,9 +1,13 @@
-"""Training of the RQ-VAE: PCA start, k-means codebooks, moving-average updates, revival of dead codes, choice of the checkpoint.
+"""Training of the item tokenizer: fusion, autoencoder, codebooks, choice of the checkpoint, content head.
+
+Order: the fusion learns from the next item (fusion_training.py) and is frozen; PCA starts the autoencoder, k-means the codebooks;
+then eq. 4 with moving averages and revival of dead codes; at last the content head for new items.
 
 Checkpoint rule. Every `evaluation_interval` epochs all items are coded with their nearest codes. Of the checkpoints whose
-reconstruction error is within `SELECTION_TOLERANCE` of the lowest seen, the one with the highest mean perplexity per level is kept;
-equal perplexities are decided by the lower collision rate. All items are training items: the tokenizer codes a known catalogue,
-and validation or test *interactions* never reach it.
+reconstruction error (with alignment: plus its weighted loss) is within `SELECTION_TOLERANCE` of the lowest seen, the one with the
+highest mean perplexity per level is kept; equal perplexities are decided by the lower collision rate. Training stops after
+`patience` evaluations in a row that did not change the checkpoint kept. All items are training items: the tokenizer codes a known
+catalogue, and validation or test *interactions* never reach it.
 """
 
 from __future__ import annotations
@@ -11,95 +15,31 @@ from __future__ import annotations
 import logging
 import math
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..errors import CEMGError
-from ..models.cemg.modeling_rqvae import (
-    CEMGRQVAE,
-    CONTENT_MODALITIES,
-    CEMGRQVAEConfig,
-    reconstruction_loss,
-    squared_distances,
-)
-from .code_assignment import collision_rate
+from ..models.cemg.modeling_rqvae import CEMGRQVAE, COLLABORATIVE, CEMGRQVAEOutput
+from .codebooks import MovingAverageCodebooks, initialise_autoencoder, initialise_codebooks
+from .content_head import train_content_head
+from .fusion_training import train_fusion
+from .quantise import FeatureBatches, quantise
+from .tokenizer_config import TokenizerTrainingConfig
+from .tokenizer_report import tokenizer_report
 
 logger = logging.getLogger(__name__)
 
 SELECTION_TOLERANCE = 0.01
 ITEMS_PER_CODE = 20
-KMEANS_ITERATIONS = 30
-
-
-@dataclass
-class TokenizerTrainingConfig:
-    """Settings of the RQ-VAE and of its training; defaults of the paper where it gives them."""
-
-    dimension: int = field(default=768, metadata={"help": "d: the dimension every modality is projected to."})
-    num_levels: int = field(default=4, metadata={"help": "M: codes per item."})
-    codebook_size: int = field(default=512, metadata={"help": "K: codes per level; with fewer than 20·K items choose a smaller K."})
-    collaborative_weight: float = field(
-        default=1.0, metadata={"help": "Factor on the collaborative half of x; below 1 the codes follow content more closely."}
-    )
-    lambda_quant: float = field(default=0.25, metadata={"help": "λ_q: weight of the quantisation loss."})
-    lambda_div: float = field(default=0.01, metadata={"help": "λ_d: weight of the diversity loss."})
-    commitment: float = field(default=0.25, metadata={"help": "β: weight of the commitment term inside the quantisation loss."})
-    hidden_dims: list[int] = field(
-        default_factory=lambda: [512], metadata={"help": "Hidden layer sizes of the encoder; the decoder mirrors them."}
-    )
-    latent_dim: int = field(default=128, metadata={"help": "Dimension of z and of the code vectors."})
-    dropout: float = field(default=0.0, metadata={"help": "Dropout after each hidden layer."})
-    fusion: str = field(default="guided", metadata={"help": "guided (eq. 2) or equal (mean of the content modalities present)."})
-    train_projections: bool = field(
-        default=False, metadata={"help": "Also train the projections d_m → d; otherwise they stay the isometries they start as."}
-    )
-    epochs: int = field(default=30, metadata={"help": "Passes over the items with quantisation."})
-    warmup_epochs: int = field(
-        default=2, metadata={"help": "Passes of the autoencoder without quantisation before k-means sets the codebooks."}
-    )
-    batch_size: int = field(default=512, metadata={"help": "Items per step; at most an eighth of the items."})
-    learning_rate: float = field(
-        default=1e-3, metadata={"help": "Peak learning rate of AdamW; 5 % linear warm-up, then cosine decay to 0."}
-    )
-    weight_decay: float = field(default=0.0, metadata={"help": "Weight decay of AdamW."})
-    codebook_decay: float = field(default=0.98, metadata={"help": "Decay per step of the moving averages behind the code vectors."})
-    evaluation_interval: int = field(
-        default=5, metadata={"help": "Epochs between evaluations of reconstruction, codebook use and collisions."}
-    )
-    patience: int = field(
-        default=0,
-        metadata={"help": "Stop after this many evaluations in a row without a lower reconstruction error; 0: never (most is won late)."},
-    )
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "evaluation_interval"):
-            if getattr(self, name) < 1:
-                raise CEMGError(f"{name}: {getattr(self, name)} is not a positive integer")
-        for name in ("warmup_epochs", "patience", "lambda_quant", "lambda_div", "commitment", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise CEMGError(f"{name}: {getattr(self, name)} is negative")
-        if not 0 <= self.codebook_decay < 1:
-            raise CEMGError(f"codebook_decay: {self.codebook_decay} is outside [0, 1)")
-        if not self.learning_rate > 0:
-            raise CEMGError(f"learning_rate: {self.learning_rate} is not positive")
-
-    def model_config(self, modality_dims: Mapping[str, int]) -> CEMGRQVAEConfig:
-        """The RQ-VAE's own configuration for modalities of these input dimensions."""
-        shared = {entry.name for entry in fields(CEMGRQVAEConfig)} & {entry.name for entry in fields(self)}
-        try:
-            return CEMGRQVAEConfig(modality_dims=dict(modality_dims), **{name: getattr(self, name) for name in sorted(shared)})
-        except ValueError as error:
-            raise CEMGError(str(error)) from error
+ALIGNMENT_TEMPERATURE = 0.1
+ROWS_AT_ONCE = 65_536
 
 
 def train_rqvae(
@@ -108,167 +48,182 @@ def train_rqvae(
     config: TokenizerTrainingConfig | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
+    *,
+    pairs: np.ndarray | None = None,
+    start: CEMGRQVAE | None = None,
 ) -> tuple[CEMGRQVAE, dict[str, Any]]:
-    """Train the RQ-VAE on all items.
+    """Train fusion, RQ-VAE and content head on all items.
 
     Args:
-        vectors: modality -> (N, d_m) float array, centred, with mean squared row norm d_m over the rows present.
+        vectors: modality -> (N, d_m) float array (memory-mapped ones are read a batch at a time), centred, with mean squared row norm
+            d_m over the rows present. `config.modalities` says which of them the codes are made of.
         masks: modality -> (N,) bool, True where the vector is real.
         config: settings; the defaults where None.
         seed: of every random choice. The caller's random state is left as it was.
         device: "cuda" where there is one, else "cpu", where None.
+        pairs: (P, 2) item rows of training interactions that follow each other (`next_item_pairs`); without them the fusion learns
+            from reconstruction alone.
+        start: model to continue from: its fusion stays as it is, autoencoder and codebooks go on from where they are.
 
     Returns:
-        The model in eval mode on the CPU, and a JSON-able report (see `tokenizer_report`) with `history` and `seconds`.
+        The model in eval mode on the CPU, and a JSON-able report (see `tokenizer_report`) with `history`, `fusion`, `content_head` and
+        `seconds`.
 
     Raises:
-        CEMGError: empty or inconsistent arrays, vectors that are not finite, or more items than codes.
+        CEMGError: empty or inconsistent arrays, vectors that are not finite, more items than codes, or a `start` of another shape.
     """
     config = config or TokenizerTrainingConfig()
-    count = _check(vectors, masks, config)
+    _check(vectors, masks, config)
+    used = {name: values for name, values in vectors.items() if not config.modalities or name in config.modalities}
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     started = time.perf_counter()
     with _seeded(seed, device):
-        model = CEMGRQVAE(config.model_config({name: values.shape[1] for name, values in vectors.items()})).to(device)
-        model.fusion.projections.requires_grad_(config.train_projections)
-        data = _Items(vectors, masks, device)
-        history = _train(model, data, count, config)
+        data = FeatureBatches(used, {name: masks[name] for name in used}, device)
+        model = CEMGRQVAE(config.model_config({name: values.shape[1] for name, values in used.items()})).to(device)
+        model.fusion.projections.requires_grad_(False)
+        learned: dict[str, Any] = {}
+        if start is not None:
+            _continue_from(model, start)
+        elif pairs is not None and config.next_item.epochs:
+            learned["fusion"] = train_fusion(model.fusion, data, pairs, config.next_item)
+        aligned = _Alignment(model, vectors, masks, device) if config.lambda_align else None
+        history = _train(model, data, config, aligned, fresh=start is None)
+        if model.content_head is not None and start is None:
+            learned["content_head"] = train_content_head(model.content_head, data)
+        model.requires_grad_(True)
     model = model.cpu().eval()
-    report = {**tokenizer_report(model, vectors, masks), "history": history, "seconds": round(time.perf_counter() - started, 2)}
+    report = {**tokenizer_report(model, used, masks), **learned, "history": history, "seconds": round(time.perf_counter() - started, 2)}
     return model, report
 
 
-def tokenizer_report(model: CEMGRQVAE, vectors: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Quality of a frozen RQ-VAE on all items.
+class _Alignment(nn.Module):
+    """LETTER's collaborative alignment: the quantised vector of an item picks out its collaborative vector among the batch's.
 
-    `levels`: per level `used_codes` (share of K) and `perplexity`; `collision_rate`; `reconstruction_error` as a share of the
-    variance of x, beside `pca_error` of PCA to the same latent size without quantisation; `alpha`: mean, standard deviation and
-    quantiles of the weight of each content modality over the items that have both.
+    The map from code space to collaborative space serves training only and is not kept.
     """
-    data = _Items(vectors, masks, model.codebooks.device)
-    found, metrics = _quantise_all(model.eval(), data)
-    return {
-        **metrics,
-        "pca_error": _pca_error(found.x, found.present, model.config.latent_dim),
-        "alpha": _alpha_report(found.alpha),
-        "items": len(found.codes),
-        "config": model.config.to_dict(),
-    }
+
+    def __init__(self, model: CEMGRQVAE, vectors: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray], device: torch.device) -> None:
+        super().__init__()
+        if COLLABORATIVE not in vectors:
+            raise CEMGError("lambda_align: the features hold no collaborative vectors to align with; encode them, or set it to 0")
+        self.targets = FeatureBatches({COLLABORATIVE: vectors[COLLABORATIVE]}, {COLLABORATIVE: masks[COLLABORATIVE]}, device)
+        self.map = nn.Linear(model.config.latent_dim, vectors[COLLABORATIVE].shape[1]).to(device)
+
+    def forward(self, rows: Tensor, quantised: Tensor) -> Tensor:
+        features, masks = self.targets.batch(rows)
+        known = masks[COLLABORATIVE]
+        if not bool(known.any()):
+            return quantised.sum() * 0
+        scores = F.normalize(self.map(quantised[known]), dim=1) @ F.normalize(features[COLLABORATIVE][known], dim=1).T
+        return F.cross_entropy(scores / ALIGNMENT_TEMPERATURE, torch.arange(len(scores), device=scores.device))
 
 
-@dataclass
-class _Items:
-    """All items on the training device."""
-
-    features: dict[str, Tensor]
-    masks: dict[str, Tensor]
-
-    def __init__(self, vectors: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray], device: torch.device) -> None:
-        self.features = {name: torch.as_tensor(np.asarray(values, dtype=np.float32), device=device) for name, values in vectors.items()}
-        self.masks = {name: torch.as_tensor(np.asarray(masks[name], dtype=bool), device=device) for name in vectors}
-
-    def batch(self, rows: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        return {name: values[rows] for name, values in self.features.items()}, {name: mask[rows] for name, mask in self.masks.items()}
-
-
-@dataclass
-class _Quantised:
-    """Every item through the frozen model, on the CPU."""
-
-    x: Tensor
-    present: Tensor
-    alpha: Tensor
-    latent: Tensor
-    codes: Tensor
-
-
-class _MovingAverageCodebooks:
-    """Code vectors as moving averages of the residuals they code (van den Oord et al. 2017, appendix A.1)."""
-
-    def __init__(self, model: CEMGRQVAE, decay: float, items_per_batch: int) -> None:
-        self.model, self.decay = model, decay
-        size = model.codebooks.shape[1]
-        self.start_count = items_per_batch / size
-        self.counts = torch.full(model.codebooks.shape[:2], self.start_count, device=model.codebooks.device)
-        self.sums = model.codebooks * self.start_count
-        self.used = torch.zeros_like(self.counts)
-
-    @torch.no_grad()
-    def update(self, codes: Tensor, residuals: Tensor) -> None:
-        """One step with codes (B, M) and residuals (B, M, D)."""
-        levels, size, dimension = self.sums.shape
-        flat = (codes + torch.arange(levels, device=codes.device) * size).ravel()
-        counts = torch.bincount(flat, minlength=levels * size).to(self.counts).view(levels, size)
-        sums = torch.zeros(levels * size, dimension, device=codes.device).index_add_(0, flat, residuals.detach().flatten(0, 1))
-        self.used += counts
-        self.counts.lerp_(counts, 1 - self.decay)
-        self.sums.lerp_(sums.view_as(self.sums), 1 - self.decay)
-        self.model.codebooks.copy_(self.sums / self.counts.clamp_min(1e-6)[..., None])
-
-    @torch.no_grad()
-    def revive(self, latent: Tensor) -> int:
-        """Move the codes that no item took since the last call to residuals drawn by their quantisation error; how many were moved.
-
-        Levels follow each other, so that a level sees the residuals that the codes moved above it leave.
-        """
-        residual, revived = latent, 0
-        for level, used in enumerate(self.used):
-            codebook = self.model.codebooks[level]
-            error = squared_distances(residual, codebook).amin(1).clamp_min(0)
-            dead = (used == 0).nonzero().ravel()[: int((error > 0).sum())]
-            if len(dead):
-                drawn = residual[torch.multinomial(error.cpu(), len(dead)).to(residual.device)]
-                self.model.set_codes(level, drawn, dead)
-                self.counts[level, dead] = self.start_count
-                self.sums[level, dead] = drawn * self.start_count
-                revived += len(dead)
-            residual = residual - self.model.codebooks[level][squared_distances(residual, self.model.codebooks[level]).argmin(1)]
-        self.used.zero_()
-        return revived
-
-
-def _train(model: CEMGRQVAE, data: _Items, count: int, config: TokenizerTrainingConfig) -> list[dict[str, Any]]:
+def _train(
+    model: CEMGRQVAE, data: FeatureBatches, config: TokenizerTrainingConfig, aligned: _Alignment | None, fresh: bool
+) -> list[dict[str, Any]]:
     """Leave the selected checkpoint in `model`; return the evaluations."""
-    batch_size = max(1, min(config.batch_size, math.ceil(count / 8)))
-    steps = math.ceil(count / batch_size) * (config.warmup_epochs + config.epochs)
+    per_epoch = min(len(data), config.sample_items)
+    batch_size = max(1, min(config.batch_size, math.ceil(per_epoch / 8)))
+    warmup_epochs = config.warmup_epochs if fresh else 0
+    steps = math.ceil(per_epoch / batch_size) * (warmup_epochs + config.epochs)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=config.learning_rate,
-        weight_decay=config.weight_decay,
+        trained + (list(aligned.parameters()) if aligned is not None else []), lr=config.learning_rate, weight_decay=config.weight_decay
     )
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _learning_rate_factor(step, steps))
-    _initialise_autoencoder(model, data)
-    codebooks: _MovingAverageCodebooks | None = None
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _learning_rate_factor(step, max(1, steps)))
+    sample = data.sample(per_epoch)  # what PCA, k-means and the revival of codes see
+    if fresh:
+        initialise_autoencoder(model, _of_sample(model, data, sample, latent=False))
+    codebooks: MovingAverageCodebooks | None = None
     selection = _Selection(config.patience)
-    progress = tqdm(range(config.warmup_epochs + config.epochs), desc="RQ-VAE", unit="epoch")
+    progress = tqdm(range(warmup_epochs + config.epochs), desc="RQ-VAE", unit="epoch")
+
+    def begin_quantisation(epoch: int) -> MovingAverageCodebooks:
+        if fresh:
+            initialise_codebooks(model, _of_sample(model, data, sample))
+        # The k-means start knows nothing of alignment or of missing modalities: it is a candidate where reconstruction is the only aim.
+        if not config.epochs or (aligned is None and not config.modality_dropout):
+            selection.offer(model, epoch, quantise(model, data, keep_latent=False).metrics)
+        return MovingAverageCodebooks(model, config.codebook_decay, batch_size)
+
     for epoch in progress:
-        if codebooks is None and epoch >= config.warmup_epochs:
-            initialise_codebooks(model, data.features, data.masks)
-            codebooks = _MovingAverageCodebooks(model, config.codebook_decay, batch_size)
-            selection.offer(model, epoch, _quantise_all(model.eval(), data)[1])
+        if codebooks is None and epoch >= warmup_epochs:
+            codebooks = begin_quantisation(epoch)
         model.train()
-        for rows in torch.randperm(count).split(batch_size):
-            features, masks = data.batch(rows.to(model.codebooks.device))
-            output = None if codebooks is None else model(features, masks)
+        alignment = torch.zeros((), device=data.device)
+        for rows in torch.randperm(len(data))[:per_epoch].to(data.device).split(batch_size):
+            features, masks = data.batch(rows)
+            output: CEMGRQVAEOutput | None = None
+            if codebooks is None:
+                loss = model.warmup_loss(features, masks)
+            else:
+                output = model(features, masks, _hide_one(masks, config.modality_dropout) if config.modality_dropout else None)
+                loss = output.loss
+                if aligned is not None:
+                    extra = config.lambda_align * aligned(rows, output.quantised)
+                    loss = loss + extra
+                    alignment += extra.detach() * len(rows) / per_epoch
             optimiser.zero_grad(set_to_none=True)
-            (model.warmup_loss(features, masks) if output is None else output.loss).backward()
+            loss.backward()
             optimiser.step()
             scheduler.step()
             if codebooks is not None and output is not None:
                 codebooks.update(output.codes, output.residuals)
         if codebooks is None:
             continue
-        last = epoch + 1 == config.warmup_epochs + config.epochs
+        last = epoch + 1 == warmup_epochs + config.epochs
         # Codes moved at the very end would stay where they were drawn, untrained.
         if not last:
-            codebooks.revive(_latent_of_all(model.eval(), data))
-        if last or (epoch + 1 - config.warmup_epochs) % config.evaluation_interval == 0:
-            metrics = _quantise_all(model.eval(), data)[1]
+            codebooks.revive(_of_sample(model, data, sample))
+        if last or (epoch + 1 - warmup_epochs) % config.evaluation_interval == 0:
+            metrics = quantise(model, data, keep_latent=False).metrics | ({"alignment": alignment.item()} if aligned is not None else {})
             progress.set_postfix(error=f"{metrics['reconstruction_error']:.4f}", collisions=f"{metrics['collision_rate']:.4f}")
             if selection.offer(model, epoch + 1, metrics):
                 break
+    if codebooks is None:
+        begin_quantisation(warmup_epochs)
     selection.restore(model)
     return selection.history
+
+
+@torch.no_grad()
+def _of_sample(model: CEMGRQVAE, data: FeatureBatches, sample: Tensor, latent: bool = True) -> Tensor:
+    """z (n, D) of the sampled items, or their x (n, 2d)."""
+    was_training = model.training
+    model.eval()
+    parts = [model.fuse(*data.batch(rows)).x for rows in sample.split(8192)]
+    found = torch.cat([model.encoder(x) if latent else x for x in parts])
+    model.train(was_training)
+    return found
+
+
+def _hide_one(masks: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Masks in which `share` of the items that have several modalities lack a random one of them."""
+    given = torch.stack(list(masks.values()))
+    drawn = torch.rand(given.shape, device=given.device).masked_fill(~given, -1.0).argmax(0)
+    hit = (torch.rand(given.shape[1], device=given.device) < share) & (given.sum(0) > 1)
+    return {name: mask & ~(hit & (drawn == index)) for index, (name, mask) in enumerate(masks.items())}
+
+
+def _continue_from(model: CEMGRQVAE, start: CEMGRQVAE) -> None:
+    """Take over the weights of `start`; its fusion is frozen."""
+    mine, theirs = model.config.to_dict(), start.config.to_dict()
+    shape = (
+        "modality_dims",
+        "dimension",
+        "num_levels",
+        "codebook_size",
+        "hidden_dims",
+        "latent_dim",
+        "fusion",
+        "content_head_dim",
+        "collaborative_weight",
+    )
+    for name in shape:
+        if mine[name] != theirs[name]:
+            raise CEMGError(f"start_from: {name} is {theirs[name]} in the old tokenizer, {mine[name]} here; keep it, or train afresh")
+    model.load_state_dict(start.state_dict())
+    model.fusion.requires_grad_(False)
 
 
 class _Selection:
@@ -285,113 +240,18 @@ class _Selection:
     def offer(self, model: CEMGRQVAE, epoch: int, metrics: dict[str, Any]) -> bool:
         """Consider the model as it is; True when training should stop."""
         self.history.append({"epoch": epoch, **metrics})
-        error = metrics["reconstruction_error"]
-        self.waited = 0 if error < self.lowest else self.waited + 1
+        error = metrics["reconstruction_error"] + metrics.get("alignment", 0.0)
         self.lowest = min(self.lowest, error)
+        self.waited += 1
         limit = self.lowest * (1 + SELECTION_TOLERANCE)
         quality = (float(np.mean([level["perplexity"] for level in metrics["levels"]])), -metrics["collision_rate"])
         if self.kept is None or self.kept[0] > limit or (error <= limit and quality > self.kept[1]):
-            self.kept = (error, quality)
+            self.kept, self.waited = (error, quality), 0
             self.state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
         return bool(self.patience) and self.waited >= self.patience
 
     def restore(self, model: CEMGRQVAE) -> None:
         model.load_state_dict(self.state)
-
-
-def initialise_codebooks(model: CEMGRQVAE, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
-    """Set every level's codebook to the k-means centroids of the residuals the levels above leave."""
-    with torch.no_grad():
-        was_training = model.training
-        residual = model.eval().encode(features, masks)
-        model.train(was_training)
-        for level in range(model.config.num_levels):
-            model.set_codes(level, torch.from_numpy(_centroids(residual.cpu().numpy(), model.config.codebook_size)))
-            residual = residual - model.codebooks[level][squared_distances(residual, model.codebooks[level]).argmin(1)]
-
-
-def _centroids(points: np.ndarray, size: int) -> np.ndarray:
-    """(size, D) k-means centroids; with fewer distinct points than `size` the rest are jittered copies of points."""
-    state = int(torch.randint(2**31 - 1, (1,)))
-    distinct = np.unique(points, axis=0)
-    if len(distinct) <= size:
-        generator = np.random.default_rng(state)
-        copies = distinct[generator.integers(0, len(distinct), size - len(distinct))]
-        jitter = 0.01 * points.std() * generator.standard_normal(copies.shape)
-        return np.concatenate([distinct, copies + jitter]).astype(points.dtype)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return KMeans(size, n_init=1, max_iter=KMEANS_ITERATIONS, random_state=state).fit(points).cluster_centers_.astype(points.dtype)
-
-
-@torch.no_grad()
-def _initialise_autoencoder(model: CEMGRQVAE, data: _Items) -> None:
-    """PCA of x on the linear path, scaled so that z has unit mean variance."""
-    x = model.fuse(data.features, data.masks).x
-    mean = x.mean(0)
-    size = min(model.config.latent_dim, *x.shape)
-    _, _, directions = torch.svd_lowrank(x - mean, q=min(size + 8, *x.shape), niter=4)
-    components = directions[:, :size].T
-    spread = ((x - mean) @ components.T).square().mean().sqrt().item()
-    model.initialise_linear(components, mean, scale=1 / max(spread, 1e-6))
-
-
-@torch.no_grad()
-def _latent_of_all(model: CEMGRQVAE, data: _Items) -> Tensor:
-    return model.encode(data.features, data.masks)
-
-
-@torch.no_grad()
-def _quantise_all(model: CEMGRQVAE, data: _Items) -> tuple[_Quantised, dict[str, Any]]:
-    """Nearest-code assignment of all items by the frozen model, and the figures checkpoints are chosen by."""
-    fused = model.fuse(data.features, data.masks)
-    latent = model.encoder(fused.x)
-    found = model.quantise(latent)
-    error = reconstruction_loss(model.decode(found.quantised), fused.x, fused.present).item()
-    codes = found.codes.cpu()
-    metrics = {
-        "reconstruction_error": error / max(_variance(fused.x, fused.present), 1e-12),
-        "levels": [_level_report(codes[:, level], model.config.codebook_size) for level in range(model.config.num_levels)],
-        "collision_rate": collision_rate(codes.numpy()),
-    }
-    return _Quantised(fused.x.cpu(), fused.present.cpu(), fused.alpha.cpu(), latent.cpu(), codes), metrics
-
-
-def _variance(x: Tensor, present: Tensor) -> float:
-    """Reconstruction loss of predicting every half of x by its mean over the items that have it."""
-    weights = present.to(x.dtype).repeat_interleave(x.shape[1] // 2, dim=1)
-    mean = (x * weights).sum(0) / weights.sum(0).clamp_min(1)
-    return reconstruction_loss(mean.expand_as(x), x, present).item()
-
-
-def _pca_error(x: Tensor, present: Tensor, size: int) -> float:
-    """Share of the variance of x that PCA to `size` dimensions (no quantisation) loses, over items with both halves where there are any."""
-    complete = present.all(1)
-    x = x[complete] if complete.any() else x[:, present.any(0).repeat_interleave(x.shape[1] // 2)]
-    centred = x - x.mean(0)
-    kept = min(size, *centred.shape)
-    with _seeded(0, x.device):
-        _, values, _ = torch.svd_lowrank(centred, q=min(kept + 8, *centred.shape), niter=2)
-    return max(0.0, 1 - (values[:kept].square().sum() / centred.square().sum().clamp_min(1e-12)).item())
-
-
-def _level_report(codes: Tensor, size: int) -> dict[str, float]:
-    share = torch.bincount(codes, minlength=size).double() / max(len(codes), 1)
-    entropy = -(share * share.clamp_min(1e-300).log()).sum()
-    return {"used_codes": float((share > 0).double().mean()), "perplexity": float(entropy.exp())}
-
-
-def _alpha_report(alpha: Tensor) -> dict[str, Any]:
-    """Spread of α over the items that have both content modalities; only their number where there are none."""
-    both = alpha[(alpha > 0).all(1)].double()
-    report: dict[str, Any] = {"items_with_both": len(both)}
-    if len(both):
-        for index, name in enumerate(CONTENT_MODALITIES):
-            values = both[:, index]
-            points = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], dtype=values.dtype)
-            quantiles = {f"{point:.2f}": float(value) for point, value in zip(points, values.quantile(points), strict=True)}
-            report[name] = {"mean": float(values.mean()), "std": float(values.std(correction=0)), "quantiles": quantiles}
-    return report
 
 
 def _learning_rate_factor(step: int, steps: int) -> float:
@@ -407,10 +267,13 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _check(vectors: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray], config: TokenizerTrainingConfig) -> int:
-    """Number of items, after checking the arrays; logs a warning where the codebooks are too large for them."""
+def _check(vectors: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray], config: TokenizerTrainingConfig) -> None:
+    """Raise CEMGError for arrays that do not fit; log a warning where the codebooks are too large for the items."""
     if not vectors:
         raise CEMGError("vectors: no modality given; encode at least one of image, text, collaborative")
+    absent = [name for name in config.modalities if name not in vectors]
+    if absent:
+        raise CEMGError(f"modalities: the features hold no {absent[0]} vectors, only {', '.join(vectors)}; encode them, or leave it out")
     count = len(next(iter(vectors.values())))
     if not count:
         raise CEMGError("vectors: no items; prepare a dataset with at least one item")
@@ -419,7 +282,8 @@ def _check(vectors: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray], c
             raise CEMGError(f"vectors[{name}]: shape {values.shape}, expected ({count}, dimension)")
         if name not in masks or np.shape(masks[name]) != (count,):
             raise CEMGError(f"masks[{name}]: missing or not of shape ({count},)")
-        bad = np.asarray(masks[name], dtype=bool) & ~np.isfinite(values).all(axis=1)
+        finite = np.concatenate([np.isfinite(values[first : first + ROWS_AT_ONCE]).all(axis=1) for first in range(0, count, ROWS_AT_ONCE)])
+        bad = np.asarray(masks[name], dtype=bool) & ~finite
         if bad.any():
             raise CEMGError(f"vectors[{name}]: row {int(np.flatnonzero(bad)[0])} is not finite; mask it or encode it again")
     if count > config.codebook_size**config.num_levels:
@@ -431,4 +295,3 @@ def _check(vectors: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray], c
         logger.warning(
             "codebook_size %d is large for %d items (fewer than %d per code): %d fits", config.codebook_size, count, ITEMS_PER_CODE, fitting
         )
-    return count

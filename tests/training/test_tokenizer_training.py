@@ -6,52 +6,19 @@ import logging
 import numpy as np
 import pytest
 import torch
+from tokenizer_samples import settings, shop
 
 from cemg_hf.errors import CEMGError
+from cemg_hf.models.cemg.assignment_cemg import AssignmentReport, assign_unique_codes
 from cemg_hf.models.cemg.modeling_rqvae import CEMGRQVAE
-from cemg_hf.training.code_assignment import AssignmentReport, assign_unique_codes
-from cemg_hf.training.tokenizer_training import (
-    TokenizerTrainingConfig,
-    _MovingAverageCodebooks,
-    _Selection,
-    initialise_codebooks,
-    tokenizer_report,
-    train_rqvae,
-)
-
-
-def shop(count: int = 240, seed: int = 0) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray]:
-    """Items of 8 groups that show in all three modalities; a tenth of each modality is missing."""
-    rng = np.random.default_rng(seed)
-    groups = rng.integers(0, 8, count)
-    vectors, masks = {}, {}
-    for name, size in {"image": 10, "text": 16, "collaborative": 6}.items():
-        values = 2 * rng.normal(size=(8, size))[groups] + 0.5 * rng.normal(size=(count, size))
-        mask = rng.random(count) > 0.1
-        values -= values[mask].mean(0)
-        values *= np.sqrt(size / np.square(values[mask]).sum(1).mean())
-        vectors[name] = np.where(mask[:, None], values, 0).astype(np.float32)
-        masks[name] = mask
-    return vectors, masks, groups
-
-
-def settings(**values: object) -> TokenizerTrainingConfig:
-    given = {
-        "dimension": 16,
-        "num_levels": 3,
-        "codebook_size": 8,
-        "hidden_dims": [32],
-        "latent_dim": 8,
-        "epochs": 12,
-        "evaluation_interval": 3,
-    }
-    return TokenizerTrainingConfig(**{**given, **values})
+from cemg_hf.training.tokenizer_report import tokenizer_report
+from cemg_hf.training.tokenizer_training import _Selection, train_rqvae
 
 
 @torch.no_grad()
-def unique_codes(model: CEMGRQVAE, vectors: dict[str, np.ndarray], masks: dict[str, np.ndarray]) -> tuple[np.ndarray, AssignmentReport]:
+def unique_codes(model: CEMGRQVAE, vectors: dict[str, np.ndarray], masks: dict[str, np.ndarray]) -> tuple[torch.Tensor, AssignmentReport]:
     latent = model.encode({k: torch.from_numpy(v) for k, v in vectors.items()}, {k: torch.from_numpy(v) for k, v in masks.items()})
-    return assign_unique_codes(model.quantise(latent).codes.numpy(), latent.numpy(), model.codebooks.numpy())
+    return assign_unique_codes(model.quantise(latent).codes, latent, model.codebooks)
 
 
 def test_training_lowers_the_loss_and_uses_the_codebooks() -> None:
@@ -59,12 +26,12 @@ def test_training_lowers_the_loss_and_uses_the_codebooks() -> None:
     _, start = train_rqvae(
         vectors, masks, settings(fusion="equal", epochs=1, warmup_epochs=0, learning_rate=1e-9, codebook_decay=0.999), seed=3
     )
-    trained, _ = train_rqvae(vectors, masks, settings(fusion="equal", epochs=200), seed=3)
+    trained, _ = train_rqvae(vectors, masks, settings(fusion="equal", epochs=200, patience=0), seed=3)
     assert trained.config.fusion == "equal"
     equal = tokenizer_report(trained, vectors, masks)
     assert equal["reconstruction_error"] < 0.95 * start["reconstruction_error"]
     assert equal["alpha"]["text"]["std"] == 0
-    model, report = train_rqvae(vectors, masks, settings(epochs=200), seed=3)
+    model, report = train_rqvae(vectors, masks, settings(epochs=200, patience=0), seed=3)
     assert not model.training
     assert report["reconstruction_error"] < report["history"][0]["reconstruction_error"]
     assert report["alpha"]["text"]["std"] > 0
@@ -107,24 +74,6 @@ def test_any_set_of_modalities_trains_and_yields_unique_codes(kept: tuple[str, .
     assert np.isfinite(report["reconstruction_error"])
 
 
-def test_k_means_initialisation_lowers_the_quantisation_error() -> None:
-    vectors, masks, _ = shop()
-    features, given = {k: torch.from_numpy(v) for k, v in vectors.items()}, {k: torch.from_numpy(v) for k, v in masks.items()}
-    torch.manual_seed(0)
-    model = CEMGRQVAE(settings().model_config({k: v.shape[1] for k, v in vectors.items()})).eval()
-
-    def error() -> list[float]:
-        found = model.quantise(model.encode(features, given))
-        left = torch.cat([found.residuals, (found.residuals[:, -1] - model.codebooks[-1, found.codes[:, -1]])[:, None]], 1)
-        return left.square().sum(2).mean(0).tolist()
-
-    random_error = error()[-1]
-    initialise_codebooks(model, features, given)
-    levels = error()
-    assert levels[-1] < 0.5 * random_error
-    assert levels == sorted(levels, reverse=True)
-
-
 def test_more_codes_than_distinct_items_is_a_warning_not_a_failure(caplog: pytest.LogCaptureFixture) -> None:
     vectors, masks, _ = shop(6)
     vectors = {name: np.repeat(values, 5, axis=0) for name, values in vectors.items()}
@@ -139,44 +88,8 @@ def test_more_codes_than_distinct_items_is_a_warning_not_a_failure(caplog: pytes
     assert assignment.collision_rate_after == 0
 
 
-def planted_model(codes: int) -> tuple[CEMGRQVAE, torch.Tensor]:
-    """Two clusters of latent vectors and a codebook that has all but one code far away."""
-    torch.manual_seed(0)
-    config = settings(num_levels=1, codebook_size=codes, latent_dim=2)
-    model = CEMGRQVAE(config.model_config({"text": 4}))
-    latent = torch.cat([torch.randn(50, 2) - 10, torch.randn(50, 2) + 10])
-    model.set_codes(0, torch.tensor([[-10.0, -10.0], *[[1000.0 + i, 1000.0] for i in range(codes - 1)]]))
-    return model, latent
-
-
-def test_dead_codes_are_revived_where_the_error_is() -> None:
-    model, latent = planted_model(4)
-    assert len(model.quantise(latent).codes.unique()) == 1
-    averages = _MovingAverageCodebooks(model, 0.5, 100)
-    for _ in range(6):
-        found = model.quantise(latent)
-        averages.update(found.codes, found.residuals)
-        averages.revive(latent)
-    averages.update(*[getattr(model.quantise(latent), name) for name in ("codes", "residuals")])
-    found = model.quantise(latent)
-    assert len(found.codes.unique()) >= 3
-    assert not set(found.codes[:50, 0].tolist()) & set(found.codes[50:, 0].tolist())
-    assert (latent - found.quantised).square().sum(1).mean() < 2
-
-
-def test_moving_average_converges_to_the_mean_of_the_items_of_a_code() -> None:
-    model, latent = planted_model(2)
-    model.set_codes(0, torch.tensor([[-8.0, -8.0], [8.0, 8.0]]))
-    averages = _MovingAverageCodebooks(model, 0.8, 100)
-    for _ in range(80):
-        found = model.quantise(latent)
-        averages.update(found.codes, found.residuals)
-    torch.testing.assert_close(model.codebooks[0], torch.stack([latent[:50].mean(0), latent[50:].mean(0)]), atol=1e-3, rtol=1e-3)
-    assert averages.revive(latent) == 0
-
-
 def test_selection_is_by_error_then_perplexity_then_collisions() -> None:
-    model, _ = planted_model(2)
+    model = CEMGRQVAE(settings(num_levels=1, codebook_size=2, latent_dim=2).model_config({"text": 4}))
 
     def kept(*offers: tuple[float, float, float], patience: int = 0) -> tuple[float, list[bool]]:
         selection, stops = _Selection(patience), []
@@ -192,6 +105,7 @@ def test_selection_is_by_error_then_perplexity_then_collisions() -> None:
     assert kept((0.500, 5, 0.2), (0.499, 5, 0.1), (0.498, 5, 0.3))[0] == 1  # then collisions
     assert kept((0.500, 5, 0), (0.5049, 6, 0), (0.5098, 7, 0))[0] == 1  # the tolerance does not creep
     assert kept((1.0, 5, 0), (1.1, 5, 0), (0.9, 5, 0), (0.91, 5, 0), (0.92, 5, 0), patience=2)[1] == [False, False, False, False, True]
+    assert kept((1.0, 5, 0), (0.9, 5, 0), (0.8, 5, 0), patience=1)[1] == [False, False, False]
 
 
 def test_bad_input_is_named() -> None:
@@ -211,5 +125,69 @@ def test_bad_input_is_named() -> None:
         train_rqvae(vectors, masks, settings(codebook_size=2))
     with pytest.raises(CEMGError, match=r"modality_dims: \['audio'\]"):
         train_rqvae({"audio": vectors["text"]}, {"audio": masks["text"]}, settings())
-    with pytest.raises(CEMGError, match="codebook_decay"):
-        settings(codebook_decay=1.0)
+    with pytest.raises(CEMGError, match="no image vectors, only text"):
+        train_rqvae({"text": vectors["text"]}, masks, settings(modalities=["image"]))
+    with pytest.raises(CEMGError, match="lambda_align: the features hold no collaborative vectors"):
+        train_rqvae({"text": vectors["text"]}, masks, settings(lambda_align=0.1))
+
+
+def test_epochs_0_is_residual_k_means_on_pca() -> None:
+    vectors, masks, _ = shop()
+    model, report = train_rqvae(vectors, masks, settings(epochs=0, warmup_epochs=0), seed=1)
+    assert [entry["epoch"] for entry in report["history"]] == [0]
+    features, given = ({name: torch.from_numpy(value) for name, value in part.items()} for part in (vectors, masks))
+    latent = model.encode(features, given)
+    x = model.fuse(features, given).x
+    # Without a step of training the encoder is linear: PCA up to one scale, so distances between items are those of their components.
+    components = torch.pca_lowrank(x, q=model.config.latent_dim, niter=8)[2]
+    projected = (x - x.mean(0)) @ components
+    ratio = torch.pdist(latent) / torch.pdist(projected)
+    assert ratio.std() / ratio.mean() < 0.02
+    assert all(level["used_codes"] == 1 for level in report["levels"])
+
+
+def test_text_alone_is_tigers_tokenizer_and_alignment_brings_it_towards_the_collaborative_vectors() -> None:
+    vectors, masks, _ = shop(400)
+    rng = np.random.default_rng(0)
+    # Text says little about who buys together with what: only its last entries do.
+    vectors["text"][:, -3:] += 0.3 * vectors["collaborative"][:, :3]
+    vectors["text"][:, :8] = rng.normal(size=(400, 8)).astype(np.float32)
+    reports = {}
+    for weight in (0.0, 1.0):
+        model, _ = train_rqvae(vectors, masks, settings(modalities=["text"], lambda_align=weight, epochs=60, patience=0), seed=0)
+        assert list(model.config.modality_dims) == ["text"]
+        quantised = model.quantise(model.encode({"text": torch.from_numpy(vectors["text"])})).quantised.numpy()
+        known = masks["collaborative"] & masks["text"]
+        design = np.c_[quantised[known], np.ones(known.sum())]
+        target = vectors["collaborative"][known]
+        fit = design @ np.linalg.lstsq(design, target, rcond=None)[0]
+        reports[weight] = 1 - np.square(target - fit).sum() / np.square(target - target.mean(0)).sum()
+    assert reports[1.0] > reports[0.0] + 0.02
+
+
+def test_modality_dropout_makes_codes_survive_a_missing_modality() -> None:
+    vectors, masks, _ = shop(400)
+    whole = {name: np.ones(400, dtype=bool) for name in masks}
+    kept = {}
+    for share in (0.0, 0.5):
+        model, _ = train_rqvae(vectors, masks, settings(modality_dropout=share, epochs=60), seed=0)
+        features = {name: torch.from_numpy(value) for name, value in vectors.items()}
+        full = model.encode_codes(features, {name: torch.from_numpy(mask) for name, mask in masks.items()})
+        less = model.encode_codes(features, {name: torch.from_numpy(mask & (name != "text")) for name, mask in masks.items()})
+        several = torch.from_numpy((masks["text"] & (masks["image"] | masks["collaborative"])) & whole["text"])
+        kept[share] = (full[several] == less[several]).double().mean().item()
+    assert kept[0.5] > kept[0.0]
+
+
+def test_training_goes_on_from_an_older_model_and_keeps_most_codes() -> None:
+    vectors, masks, _ = shop(400)
+    model, _ = train_rqvae(vectors, masks, settings(epochs=40), seed=0)
+    features, given = ({name: torch.from_numpy(value) for name, value in part.items()} for part in (vectors, masks))
+    before = model.encode_codes(features, given)
+    continued, _ = train_rqvae(vectors, masks, settings(epochs=5, learning_rate=1e-4), seed=1, start=model)
+    afresh, _ = train_rqvae(vectors, masks, settings(epochs=40), seed=1)
+    same = (continued.encode_codes(features, given) == before).all(1).double().mean()
+    assert same > 0.5
+    assert same > 5 * (afresh.encode_codes(features, given) == before).all(1).double().mean()
+    with pytest.raises(CEMGError, match="start_from: dimension is 16 in the old tokenizer, 32 here"):
+        train_rqvae(vectors, masks, settings(dimension=32), seed=1, start=model)

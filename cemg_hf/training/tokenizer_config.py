@@ -1,0 +1,109 @@
+"""Settings of the item tokenizer: fusion, RQ-VAE and their training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+
+from ..errors import CEMGError
+from ..features.store import MODALITIES
+from ..models.cemg.modeling_rqvae import CEMGRQVAEConfig
+from .fusion_training import NextItemConfig
+
+
+@dataclass
+class TokenizerTrainingConfig:
+    """Settings of the RQ-VAE and of its training; defaults of the paper where it gives them.
+
+    Siblings made of the same code: `modalities: [text]` is TIGER's tokenizer, with `lambda_align` above 0 LETTER's; `epochs: 0` is
+    residual k-means on PCA.
+    """
+
+    modalities: list[str] = field(
+        default_factory=list, metadata={"help": "Which modalities of the features the codes are made of; empty: all there are."}
+    )
+    dimension: int = field(default=768, metadata={"help": "d: the dimension every modality is projected to."})
+    num_levels: int = field(default=4, metadata={"help": "M: codes per item."})
+    codebook_size: int = field(default=512, metadata={"help": "K: codes per level; with fewer than 20·K items choose a smaller K."})
+    unit_rows: bool = field(
+        default=True, metadata={"help": "Bring both halves of every item's x to squared norm d, so that items differ by direction only."}
+    )
+    collaborative_weight: float = field(
+        default=1.0, metadata={"help": "Factor on the collaborative half of x; below 1 the codes follow content more closely."}
+    )
+    lambda_quant: float = field(default=0.25, metadata={"help": "λ_q: weight of the quantisation loss."})
+    lambda_div: float = field(default=0.01, metadata={"help": "λ_d: weight of the diversity loss."})
+    lambda_align: float = field(
+        default=0.0,
+        metadata={"help": "Weight of LETTER's alignment: the quantised vector has to pick out its item's collaborative vector."},
+    )
+    commitment: float = field(default=0.25, metadata={"help": "β: weight of the commitment term inside the quantisation loss."})
+    modality_dropout: float = field(
+        default=0.0, metadata={"help": "Share of items per step of which the encoder does not see one modality (of those with several)."}
+    )
+    hidden_dims: list[int] = field(
+        default_factory=lambda: [512], metadata={"help": "Hidden layer sizes of the encoder; the decoder mirrors them."}
+    )
+    latent_dim: int = field(default=128, metadata={"help": "Dimension of z and of the code vectors."})
+    dropout: float = field(default=0.0, metadata={"help": "Dropout after each hidden layer."})
+    content_head_dim: int = field(
+        default=256, metadata={"help": "Hidden size of the head that predicts e^c of new items from their content; 0: no head."}
+    )
+    fusion: str = field(default="guided", metadata={"help": "guided (eq. 2) or equal (mean of the content modalities present)."})
+    next_item: NextItemConfig = field(default_factory=NextItemConfig, metadata={"help": "What trains the fusion."})
+    epochs: int = field(default=30, metadata={"help": "Passes over the items with quantisation; 0: residual k-means on PCA."})
+    warmup_epochs: int = field(
+        default=2, metadata={"help": "Passes of the autoencoder without quantisation before k-means sets the codebooks."}
+    )
+    batch_size: int = field(default=512, metadata={"help": "Items per step; at most an eighth of the items."})
+    learning_rate: float = field(
+        default=1e-3, metadata={"help": "Peak learning rate of AdamW; 5 % linear warm-up, then cosine decay to 0."}
+    )
+    weight_decay: float = field(default=0.0, metadata={"help": "Weight decay of AdamW."})
+    codebook_decay: float = field(default=0.98, metadata={"help": "Decay per step of the moving averages behind the code vectors."})
+    evaluation_interval: int = field(
+        default=5, metadata={"help": "Epochs between evaluations of reconstruction, codebook use and collisions."}
+    )
+    patience: int = field(
+        default=4, metadata={"help": "Stop after this many evaluations in a row without a better checkpoint by the rule; 0: never."}
+    )
+    sample_items: int = field(
+        default=100_000, metadata={"help": "Items that PCA and k-means see, and that are passed over per epoch, in larger catalogues."}
+    )
+    start_from: str = field(
+        default="", metadata={"help": "Tokenizer folder to continue from on newer data, so that items keep their codes where they can."}
+    )
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.modalities if name not in MODALITIES]
+        if unknown or len(set(self.modalities)) < len(self.modalities):
+            raise CEMGError(f"modalities = {self.modalities}: name some of {', '.join(MODALITIES)}, each once")
+        for name in ("batch_size", "evaluation_interval", "sample_items"):
+            if getattr(self, name) < 1:
+                raise CEMGError(f"{name}: {getattr(self, name)} is not a positive integer")
+        for name in (
+            "epochs",
+            "warmup_epochs",
+            "patience",
+            "lambda_quant",
+            "lambda_div",
+            "lambda_align",
+            "commitment",
+            "weight_decay",
+            "content_head_dim",
+        ):
+            if getattr(self, name) < 0:
+                raise CEMGError(f"{name}: {getattr(self, name)} is negative")
+        for name in ("codebook_decay", "modality_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise CEMGError(f"{name}: {getattr(self, name)} is outside [0, 1)")
+        if not self.learning_rate > 0:
+            raise CEMGError(f"learning_rate: {self.learning_rate} is not positive")
+
+    def model_config(self, modality_dims: Mapping[str, int]) -> CEMGRQVAEConfig:
+        """The RQ-VAE's own configuration for modalities of these input dimensions."""
+        shared = {entry.name for entry in fields(CEMGRQVAEConfig)} & {entry.name for entry in fields(self)}
+        try:
+            return CEMGRQVAEConfig(modality_dims=dict(modality_dims), **{name: getattr(self, name) for name in sorted(shared)})
+        except ValueError as error:
+            raise CEMGError(str(error)) from error

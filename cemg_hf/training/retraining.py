@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CEMGError
+from ..evaluation.codes import code_agreement
 from ..features.store import FeatureStore, ModalityFeatures
 from ..models.cemg import CEMGTokenizer
 from ..models.cemg.modeling_rqvae import COLLABORATIVE
@@ -86,11 +87,11 @@ def _rotated(
 
 
 def kept_codes(before: CEMGTokenizer, item_ids: list[str], codes: Tensor) -> dict[str, Any]:
-    """How many of the items both tokenizers know keep their code, and the first 1 … M−1 codes of it, as shares."""
+    """How many of the items both tokenizers know keep their code, and the first 1 … M−1 codes of it; see `code_agreement`."""
     place: Mapping[str, int] = {item_id: row for row, item_id in enumerate(before.item_ids)}
     shared = torch.tensor([(row, place[item_id]) for row, item_id in enumerate(item_ids) if item_id in place], dtype=torch.int64)
     if not len(shared):
-        return {"items": 0, "share": None, "prefixes": []}
-    agree = (codes[shared[:, 0]] == before.item_codes[shared[:, 1]]).long().cumprod(1).double().mean(0)
-    logger.info("tokenize: %.1f %% of %d known items keep their code", 100 * agree[-1], len(shared))
-    return {"items": len(shared), "share": float(agree[-1]), "prefixes": [float(value) for value in agree[:-1]]}
+        return {"items": 0, "depths": []}
+    kept = code_agreement(before.item_codes[shared[:, 1]].numpy(), codes[shared[:, 0]].numpy())
+    logger.info("tokenize: %.1f %% of %d known items keep their code", 100 * kept["depths"][-1]["kept"], kept["items"])
+    return kept

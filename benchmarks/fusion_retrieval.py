@@ -61,7 +61,7 @@ def main() -> None:
 def compare(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Rows of one data set."""
     store, data = FeatureStore.load(folder / "features"), PreparedDataset.load(folder / "dataset")
-    vectors = {name: np.asarray(modality.vectors, dtype=np.float32) for name, modality in store.modalities.items()}
+    vectors = {name: np.array(modality.vectors, dtype=np.float32) for name, modality in store.modalities.items()}
     masks = {name: np.asarray(modality.mask) for name, modality in store.modalities.items()}
     content = [name for name in ("image", "text") if name in vectors]
     pairs = next_item_pairs(data.train_sequences(), 3)
@@ -83,7 +83,7 @@ def compare(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
             model = CEMGRQVAE(config.model_config({name: block.shape[1] for name, block in vectors.items()}))
         with torch.inference_mode():
             x = model.fuse(
-                {name: torch.from_numpy(block) for name, block in vectors.items()},
+                {name: torch.tensor(block) for name, block in vectors.items()},
                 {name: torch.from_numpy(mask) for name, mask in masks.items()},
             ).x.numpy()
         half = x.shape[1] // 2

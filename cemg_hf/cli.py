@@ -157,6 +157,33 @@ def describe(
     typer.echo(str(describe_codes(tokenizer, codes, dataset=dataset)))
 
 
+@app.command(name="add-items")
+def add_items(
+    model: Annotated[Path, typer.Argument(help="Model folder.")],
+    items: Annotated[str, typer.Option(help="Table of the new items, in any format that `cemg run` reads.")],
+    features: Annotated[Path, typer.Option(help="Folder written by `cemg encode` for the model: it holds the encoders.")],
+    output: Output,
+    images: Annotated[Path | None, typer.Option(help="Folder of pictures, named <item_id>.jpg, .png, …")] = None,
+    collaborative: Annotated[str, typer.Option(help="The missing collaborative vector: predicted or masked.")] = "predicted",
+    text_source: Annotated[str | None, typer.Option(help="Where the text encoder's weights lie on this machine.")] = None,
+    image_source: Annotated[str | None, typer.Option(help="Where the image encoder's weights lie on this machine.")] = None,
+) -> None:
+    """Add new items to a trained model without retraining: codes from their text and pictures, all other codes stay."""
+    from .training.new_items import add_items_to_model
+
+    added = add_items_to_model(
+        model,
+        items,
+        features,
+        output,
+        images=images,
+        collaborative=collaborative,
+        text_source=text_source,
+        image_source=image_source,
+    )
+    typer.echo(f"{len(added.item_codes)} items added, {added.moved} of them beside their nearest code; the model is in {output}")
+
+
 @app.command(name="cold-start")
 def cold_start(
     recipe: RecipeArgument,
@@ -215,13 +242,18 @@ def recommend(
     history: Annotated[list[str] | None, typer.Argument(help="Item ids of one user, oldest first. None: a new user.")] = None,
     k: Annotated[int, typer.Option("-k", help="Items to recommend.")] = 10,
     exclude_history: Annotated[bool, typer.Option(help="Leave out the items of the history.")] = False,
+    new_item_boost: Annotated[
+        float | None, typer.Option(help="Search items added after training by themselves, and add this to their scores.")
+    ] = None,
     skip_unknown: Annotated[bool, typer.Option("--skip-unknown", help="Leave unknown item ids out of the history.")] = False,
 ) -> None:
     """Recommend the next items after a history: rank, item id and score, Σ log p."""
     generator = _load_model(model)
     on_unknown = "skip" if skip_unknown else "error"
     try:
-        found = generator.recommend(history or [], k=k, exclude_history=exclude_history, on_unknown=on_unknown)
+        found = generator.recommend(
+            history or [], k=k, exclude_history=exclude_history, on_unknown=on_unknown, new_item_boost=new_item_boost
+        )
     except ValueError as error:  # models/ does not know CEMGError: it loads from a Hub folder without this package
         raise CEMGError(str(error).replace("pass on_unknown='skip'", "use --skip-unknown")) from error
     for place, (item_id, score) in enumerate(found, start=1):

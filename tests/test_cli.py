@@ -14,14 +14,21 @@ import typer
 from command_samples import NUM_ITEMS, Command, save_model, write_shop
 from safetensors.torch import load_file
 
+from cemg_hf import CEMGTokenizer
 from cemg_hf.artefacts import MANIFEST_NAME
 from cemg_hf.cli import app
 from cemg_hf.data import PreparedDataset
+from cemg_hf.errors import CEMGError
 from cemg_hf.recipes import recipe_names
-from cemg_hf.training import pipeline
+from cemg_hf.training import cold_start, pipeline
 from cemg_hf.training.pipeline import STAGES
 
-COMMANDS = {"run", "quickstart", "prepare", "encode", "tokenize", "finetune", "evaluate", "recommend", "recipes"}
+COMMANDS = {"run", "quickstart", "prepare", "encode", "tokenize", "finetune", "evaluate", "recommend", "recipes"} | {
+    "inspect",
+    "describe",
+    "add-items",
+    "cold-start",
+}
 
 
 @pytest.fixture
@@ -102,7 +109,7 @@ def test_one_command_and_the_stages_one_by_one_make_the_same(cemg: Command, tmp_
     dataset, output = ("--dataset", apart["prepare"]), "--output"
     assert cemg("prepare", recipe, output, apart["prepare"]).status == 0
     assert cemg("encode", recipe, *dataset, output, apart["encode"]).status == 0
-    assert cemg("tokenize", recipe, "--features", apart["encode"], output, apart["tokenize"]).status == 0
+    assert cemg("tokenize", recipe, "--features", apart["encode"], *dataset, output, apart["tokenize"]).status == 0
     assert cemg("finetune", recipe, *dataset, "--tokenizer", apart["tokenize"], output, apart["finetune"]).status == 0
     assert cemg("evaluate", recipe, *dataset, "--model", apart["finetune"], output, apart["evaluate"]).status == 0
     assert json.loads((apart["evaluate"] / "metrics.json").read_text())["metrics"] == envelope["metrics"]
@@ -122,6 +129,48 @@ def test_one_command_and_the_stages_one_by_one_make_the_same(cemg: Command, tmp_
     assert scores == sorted(scores, reverse=True)
     predictions = pl.read_parquet(together / "evaluation" / "predictions.parquet")
     assert predictions["items"].list.explode().is_in(data.item_ids).all()
+
+
+def test_a_tokenizer_is_inspected_described_and_takes_new_items(cemg: Command, tmp_path: Path) -> None:
+    recipe = write_shop(tmp_path / "shop")
+    run = tmp_path / "run"
+    assert cemg("run", recipe, "--output", run).status == 0
+    inspected = cemg("inspect", run / "tokenizer")
+    assert inspected.status == 0, inspected.errors
+    assert "collisions before → after" in inspected.output
+    assert {path.name for path in (run / "inspection").iterdir()} == {"inspection.json", "inspection.png", "tree.html"}
+    described = cemg("describe", run / "model")
+    assert f"{NUM_ITEMS} items, 100" in described.output
+    assert "<z_1>" in cemg("describe", run / "model", "<z_1>").error_lines[0]
+
+    table = pl.DataFrame({"item_id": ["new-1", "new-2", "item-03x"], "title": ["red wool shirt", None, "green leather lamp"]})
+    table.write_csv(tmp_path / "new.csv")
+    options = ["--items", tmp_path / "new.csv", "--features", run / "features", "--output", tmp_path / "grown"]
+    grown = cemg("add-items", run / "model", *options)
+    assert grown.status == 0, grown.errors
+    assert grown.output.startswith("2 items added")
+    before, after = (CEMGTokenizer.from_pretrained(folder) for folder in (run / "model", tmp_path / "grown"))
+    assert after.item_ids == [*before.item_ids, "new-1", "item-03x"]
+    assert torch.equal(after.item_codes[:-2], before.item_codes)
+    answer = cemg("recommend", tmp_path / "grown", "new-1", "-k", 26, "--new-item-boost", 100)
+    assert {line.split()[1] for line in answer.output.splitlines()[:2]} == {"new-1", "item-03x"}
+    assert (
+        "'new-1' and 1 more exists in the catalogue"
+        in cemg("add-items", tmp_path / "grown", *options[:4], "--output", tmp_path / "again").errors
+    )
+    assert not (tmp_path / "again").exists()
+
+
+def test_cold_start_hands_the_settings_on(cemg: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+
+    def called(recipe: Any, output: Path, config: Any, **options: Any) -> dict[str, Any]:
+        calls.append((recipe.name, output, config.share, config.seed))
+        raise CEMGError("stopped here")
+
+    monkeypatch.setattr(cold_start, "run_cold_start", called)
+    assert cemg("cold-start", "sample", "--share", 0.2, "--seed", 5).status == 2
+    assert calls == [("sample", Path("runs/sample-cold-start"), 0.2, 5)]
 
 
 @pytest.mark.slow

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
-import torch
 
 from ..artefacts import result_envelope, write_json
 from ..data import PreparedDataset, Ragged
@@ -36,6 +35,7 @@ from .encode import encode
 from .evaluate import load_generator
 from .finetune import finetune
 from .hold_out import HELD_OUT_FILE, hold_out_items
+from .new_items import add_encoded_items
 from .ranking import rank_histories, rank_histories_separately
 from .tokenize import tokenize
 
@@ -162,7 +162,8 @@ def measure_cold_start(
         hits[split] = [_Row({"system": BEFORE}, world.hits(world.to_original(ranked, generator), cases.targets, config.ks))]
     for mode in _modes(generator, config):
         generator = load_generator(run / "model", world.reduced)
-        _add(generator, world, encoded, mode)
+        assert generator.tokenizer is not None
+        add_encoded_items(generator.tokenizer, world.new_items["item_id"].to_list(), encoded, mode)
         for split in SPLITS:
             hits[split] += _rank_added(generator, world, split, mode, config)
     blocks = _content_vectors(world, run / "features", encoded)
@@ -235,21 +236,6 @@ def _modes(generator: CEMGForConditionalGeneration, config: ColdStartConfig) -> 
         return list(dict.fromkeys(config.collaborative))
     logger.info("cold start: the tokenizer has no head that predicts e^c from content; new items are added with e^c masked only")
     return ["masked"]
-
-
-def _add(generator: CEMGForConditionalGeneration, world: _World, encoded: Mapping[str, tuple[np.ndarray, np.ndarray]], mode: str) -> None:
-    """Add the held-out items that the encoders could make something of; the others stay unknown and count as misses."""
-    assert generator.tokenizer is not None
-    used = {name: value for name, value in encoded.items() if name in generator.tokenizer.projections}
-    usable = np.any([mask for _, mask in used.values()], axis=0)
-    if not usable.all():
-        logger.warning("cold start: %d held-out items have no content that can be read and are not added", (~usable).sum())
-    vectors = {name: torch.from_numpy(vectors[usable]) for name, (vectors, _) in used.items()}
-    masks = {name: torch.from_numpy(mask[usable]) for name, (_, mask) in used.items()}
-    try:
-        generator.tokenizer.add_items(world.new_items["item_id"].filter(pl.Series(usable)).to_list(), vectors, masks, collaborative=mode)
-    except ValueError as error:
-        raise CEMGError(f"the held-out items cannot be added: {error}") from error
 
 
 def _rank_added(

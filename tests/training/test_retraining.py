@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tokenizer_samples import settings, shop
 
 from cemg_hf.errors import CEMGError
 from cemg_hf.features.projection import Projection
@@ -11,7 +12,6 @@ from cemg_hf.models.cemg import CEMGTokenizer
 from cemg_hf.models.cemg.assignment_cemg import assign_unique_codes
 from cemg_hf.training.retraining import align_to_tokenizer, kept_codes
 from cemg_hf.training.tokenizer_training import train_rqvae
-from tokenizer_samples import settings, shop
 
 COUNT = 300
 

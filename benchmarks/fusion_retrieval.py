@@ -32,6 +32,17 @@ from cemg_hf.training.tokenizer_training import train_rqvae
 
 DEFAULT_OUTPUT = Path(__file__).parent / "results" / "fusion_retrieval.json"
 CUTOFFS = (10, 50)
+COLUMNS = {
+    "recall@10": "recall@10",
+    "95 % low": "recall@10_interval.0",
+    "95 % high": "recall@10_interval.1",
+    "recall@50": "recall@50",
+    "@10 minus concatenation": "recall@10_minus_plain_concatenation.0",
+    "low": "recall@10_minus_plain_concatenation.1",
+    "high": "recall@10_minus_plain_concatenation.2",
+    "α image": "alpha_image.mean",
+    "std of α": "alpha_image.std",
+}
 REFERENCES = ("plain concatenation", "equal weights")
 
 
@@ -53,7 +64,11 @@ def main() -> None:
             raise CEMGError(f"--run {entry}: expected NAME=FOLDER")
         metrics |= {f"{name}, {row}": values for row, values in compare(Path(folder), arguments).items()}
     envelope = result_envelope(
-        metrics, command=shlex.join(["python", *sys.argv]), seeds=[arguments.seed], seconds=time.perf_counter() - started
+        metrics,
+        command=shlex.join(["python", *sys.argv]),
+        seeds=[arguments.seed],
+        seconds=time.perf_counter() - started,
+        columns=COLUMNS,
     )
     write_json(arguments.output, envelope)
 

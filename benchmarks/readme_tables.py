@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cemg_hf.errors import CEMGError
+from cemg_hf.training.cold_start import format_cold_start
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -49,11 +50,32 @@ def table(path: Path) -> str:
         return NOT_MEASURED
     try:
         envelope = json.loads(path.read_text(encoding="utf-8"))
-        rows = accuracy_rows(envelope) if is_accuracy(envelope["metrics"]) else benchmark_rows(envelope["metrics"])
-        return "\n".join(["", *rows, "", provenance(envelope), ""])
+        return "\n".join(["", *rows_of(envelope), "", provenance(envelope), ""])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise CEMGError(f"{path}: not a results file ({reason}); write it with cemg_hf.artefacts.result_envelope") from error
+
+
+def rows_of(envelope: Mapping[str, Any]) -> list[str]:
+    """The table of one results file: the columns it names itself, a cold-start comparison, ranking metrics, or all it measured."""
+    metrics = envelope["metrics"]
+    if "columns" in envelope:
+        return column_rows(metrics, envelope["columns"])
+    if "held_out_items" in metrics:
+        return format_cold_start(envelope).splitlines()
+    return accuracy_rows(envelope) if is_accuracy(metrics) else benchmark_rows(metrics)
+
+
+def column_rows(metrics: Mapping[str, Mapping[str, Any]], columns: Mapping[str, str]) -> list[str]:
+    """Variants × chosen columns, title → key; `key.0` is the first entry of a list, `key.name` the entry of a mapping."""
+
+    def value(values: Any, key: str) -> Any:
+        for part in key.split("."):
+            values = None if values is None else values[int(part)] if isinstance(values, list) else values.get(part)
+        return values
+
+    rows = {variant: [_quantity(value(values, key)) for key in columns.values()] for variant, values in metrics.items()}
+    return _markdown("Variant", list(columns), rows)
 
 
 def is_accuracy(metrics: Mapping[str, Any]) -> bool:

@@ -34,6 +34,20 @@ from cemg_hf.training.tokenizer_config import TokenizerTrainingConfig
 from cemg_hf.training.tokenizer_training import train_rqvae
 
 DEFAULT_OUTPUT = Path(__file__).parent / "results" / "tokenizer_quality.json"
+COLUMNS = {
+    "seeds": "seeds",
+    "codes used, worst level and seed": "worst_used_codes",
+    "perplexity 1": "perplexity.0",
+    "4": "perplexity.3",
+    "collisions before, worst": "worst_collision_rate_before",
+    "after": "collision_rate_after",
+    "error": "reconstruction_error",
+    "neighbours, 1 code": "neighbours.0",
+    "2 codes": "neighbours.1",
+    "next item, 1 code": "next_item.0",
+    "2 codes ": "next_item.1",
+    "seconds": "seconds",
+}
 SYSTEMS: dict[str, dict[str, Any]] = {
     "cemg": {},
     "cemg, fusion by reconstruction": {"next_item": NextItemConfig(epochs=0)},
@@ -77,7 +91,11 @@ def main() -> None:
                 metrics[f"{name}, K {size}, {system}"] = summarise(runs)
                 print(f"{name}, K {size}, {system}: {json.dumps(metrics[f'{name}, K {size}, {system}'], default=str)}", flush=True)
     envelope = result_envelope(
-        metrics, command=shlex.join(["python", *sys.argv]), seeds=arguments.seeds, seconds=time.perf_counter() - started
+        metrics,
+        command=shlex.join(["python", *sys.argv]),
+        seeds=arguments.seeds,
+        seconds=time.perf_counter() - started,
+        columns=COLUMNS,
     )
     write_json(arguments.output, envelope)
 

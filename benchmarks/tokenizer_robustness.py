@@ -33,6 +33,17 @@ from cemg_hf.training.tokenizer_config import TokenizerTrainingConfig
 from cemg_hf.training.tokenizer_training import train_rqvae
 
 DEFAULT_OUTPUT = Path(__file__).parent / "results" / "tokenizer_robustness.json"
+COLUMNS = {
+    "recall@10": "recall@10",
+    "95 % low": "recall@10_interval.0",
+    "95 % high": "recall@10_interval.1",
+    "recall@50": "recall@50",
+    "damaged items": "damaged_items",
+    "first code kept": "codes_kept.depths.0.kept",
+    "whole code kept": "codes_kept.depths.3.kept",
+    "error": "reconstruction_error",
+    "collisions": "collision_rate",
+}
 DAMAGE = {
     "30 % of images dropped": ("image", 0.3, "drop"),
     "30 % of texts dropped": ("text", 0.3, "drop"),
@@ -70,8 +81,8 @@ def main() -> None:
             retrained, _ = train_rqvae(worse, worse_masks, config, arguments.seed, pairs=pairs)
             metrics[f"{label}, {name}, trained on them"] = measure(retrained, worse, worse_masks, data)[0]
             print({key: value for key, value in metrics.items() if name in key and label in key}, flush=True)
-    command = shlex.join(["python", *sys.argv])
-    write_json(arguments.output, result_envelope(metrics, command=command, seeds=[arguments.seed], seconds=time.perf_counter() - started))
+    command, seconds = shlex.join(["python", *sys.argv]), time.perf_counter() - started
+    write_json(arguments.output, result_envelope(metrics, command=command, seeds=[arguments.seed], seconds=seconds, columns=COLUMNS))
 
 
 def damaged(vectors: Arrays, masks: Arrays, modality: str, share: float, kind: str, seed: int) -> tuple[Arrays, Arrays, np.ndarray]:

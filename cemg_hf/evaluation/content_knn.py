@@ -73,8 +73,8 @@ class ContentKNNRecommender:
             exclude_history: leave out the items of the row.
 
         Returns:
-            (rows, k) int64 item indices, −1 where there is no further item; equal cosines inside a list in catalogue order. A history without
-            content has nothing to be near to: its list is empty.
+            (rows, k) int64 item indices, −1 where there is no further item; equal cosines inside a list in catalogue order. A
+            history without content has nothing to be near to: its list is empty.
         """
         if k < 1:
             raise CEMGError(f"k: {k}; ask for at least one item")

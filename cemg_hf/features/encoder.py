@@ -12,6 +12,8 @@ import polars as pl
 import torch
 
 from ..errors import CEMGError
+from .projection import ROWS_AT_ONCE
+from .store import scratch_array
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,11 @@ class RawFeatures:
 
     @classmethod
     def scattered(cls, n_items: int, rows: np.ndarray, vectors: np.ndarray, unreadable: Mapping[int, str] | None = None) -> RawFeatures:
-        """Features of `n_items` items of which only `rows` have `vectors` (len(rows), D)."""
-        full = np.zeros((n_items, vectors.shape[1]), dtype=np.float32)
-        full[rows] = vectors
+        """Features of `n_items` items of which only `rows` have `vectors` (len(rows), D); large ones go to a temporary file."""
+        full = scratch_array((n_items, vectors.shape[1]))
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            part = slice(start, start + ROWS_AT_ONCE)
+            full[rows[part]] = vectors[part]
         mask = np.zeros(n_items, dtype=bool)
         mask[rows] = True
         return cls(full, mask, dict(unreadable or {}))

@@ -134,7 +134,9 @@ class VGGImageEncoder:
         vectors, known = cache.fill(keys, np.zeros(len(rows)), self.config.batch_size, self.dimension, compute)
         reasons = {keys[place]: unreadable[int(row)] for place, row in enumerate(rows) if int(row) in unreadable}
         unreadable.update({int(row): reasons[key] for row, key in zip(rows[~known], keys[~known], strict=True)})
-        return RawFeatures.scattered(items.height, rows[known], vectors[known], dict(sorted(unreadable.items())))
+        return RawFeatures.scattered(
+            items.height, rows[known], vectors if known.all() else vectors[known], dict(sorted(unreadable.items()))
+        )
 
     def _compute(
         self, sources: Sequence[bytes | Path | None], batches: Batches, unreadable: dict[int, str]

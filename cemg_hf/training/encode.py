@@ -18,7 +18,7 @@ from ..features.encoder import ItemEncoder, RawFeatures
 from ..features.image import ImageConfig
 from ..features.items import image_encoder, text_encoder
 from ..features.projection import Projection, can_fit
-from ..features.store import MODALITIES, FeatureStore, ModalityFeatures
+from ..features.store import MODALITIES, FeatureBlocks, write_features
 from ..features.text import TextConfig
 from .collaborative import CollaborativeConfig, train_collaborative
 
@@ -69,8 +69,7 @@ def encode(config: EncodeConfig, dataset: str | Path, output: str | Path, seed: 
         return output
     with write_folder(output, manifest) as scratch:
         features, report = _encode(config, prepared, encoders, seed)
-        store = FeatureStore(prepared.item_ids, features)
-        store.save(scratch)
+        write_features(scratch, prepared.item_ids, features)
         for name in features:
             if name in encoders:
                 encoders[name].save(scratch)
@@ -91,10 +90,10 @@ def _encoders(config: EncodeConfig, cache_folder: Path | None) -> dict[str, Item
 
 def _encode(
     config: EncodeConfig, prepared: PreparedDataset, encoders: Mapping[str, ItemEncoder], seed: int
-) -> tuple[dict[str, ModalityFeatures], dict[str, Any]]:
-    """Features per modality that has any, and the report on all of them."""
+) -> tuple[dict[str, FeatureBlocks], dict[str, Any]]:
+    """Features per modality that has any, projected as they are written, and the report on all of them."""
     items = prepared.items_table()
-    features: dict[str, ModalityFeatures] = {}
+    features: dict[str, FeatureBlocks] = {}
     report: dict[str, Any] = {}
     content = np.zeros(len(prepared.item_ids), dtype=bool)
     for name in config.modalities:
@@ -121,7 +120,8 @@ def _encode(
         if can_fit(raw.vectors, raw.mask):
             projection, kept = Projection.fit(raw.vectors, raw.mask, config.dimension)
             description = encoders[name].describe() if name in encoders else _collaborative_description(config, raw)
-            features[name] = ModalityFeatures(projection.transform(raw.vectors, raw.mask), raw.mask, projection, description)
+            blocks = projection.transform_blocks(raw.vectors, raw.mask)
+            features[name] = FeatureBlocks(blocks, projection.dimension, raw.mask, projection, description)
             entry |= {
                 "used": True,
                 "encoder": description["name"],

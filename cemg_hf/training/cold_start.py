@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,10 +61,11 @@ class ColdStartConfig:
     seed: int = field(default=42, metadata={"help": "Seed of the draw of held-out items."})
     ks: list[int] = field(default_factory=lambda: [10, 50], metadata={"help": "Cut-offs of recall; choices look at the first."})
     boosts: list[float] = field(
-        default_factory=lambda: [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0],
+        default_factory=lambda: [-20.0, -15.0, -12.0, -10.0, -8.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0, 8.0],
         metadata={"help": "Values of `recommend(new_item_boost=…)` to try, besides none."},
     )
-    dense: list[float] = field(default_factory=lambda: [0.0, 10.0], metadata={"help": "Values of `new_item_dense` to try."})
+    dense: list[float] = field(default_factory=lambda: [0.0, 10.0, 20.0], metadata={"help": "Values of `new_item_dense` to try."})
+    likelihood: list[float] = field(default_factory=lambda: [1.0, 0.3], metadata={"help": "Values of `new_item_likelihood` to try."})
     collaborative: list[str] = field(
         default_factory=lambda: ["predicted", "masked"],
         metadata={"help": "What `add_items` does about e^c of the new items; each is tried."},
@@ -83,7 +85,7 @@ class ColdStartConfig:
 
     def check(self) -> None:
         """Raise CEMGError for a setting that cannot work."""
-        for name in ("ks", "boosts", "dense", "collaborative", "half_lives"):
+        for name in ("ks", "boosts", "dense", "likelihood", "collaborative", "half_lives"):
             if not getattr(self, name):
                 raise CEMGError(f"{name}: is empty; give at least one value")
         if self.num_beams < max(self.ks):
@@ -241,7 +243,7 @@ def _modes(generator: CEMGForConditionalGeneration, config: ColdStartConfig) -> 
 def _rank_added(
     generator: CEMGForConditionalGeneration, world: _World, split: EvaluationSplit, mode: str, config: ColdStartConfig
 ) -> list[_Row]:
-    """A row without own beams for new items, and one for every dense weight and boost."""
+    """A row without own beams for new items, and one for every way to score them and boost."""
     cases = world.data.evaluation_cases(split)
     histories = world.to_catalogue(cases.histories, generator)
 
@@ -251,12 +253,14 @@ def _rank_added(
 
     label = f"{split}, e^c {mode}"
     ranked, _ = rank_histories(generator, histories, config.num_beams, progress=label, **_options(config))
-    rows = [row(ranked, boost=None, dense=0.0)]
-    for dense in config.dense:
-        found = rank_histories_separately(generator, histories, progress=label, new_item_dense=dense, **_options(config))
+    rows = [row(ranked, boost=None, dense=0.0, likelihood=1.0)]
+    for dense, likelihood in product(config.dense, config.likelihood):
+        found = rank_histories_separately(
+            generator, histories, progress=label, new_item_dense=dense, new_item_likelihood=likelihood, **_options(config)
+        )
         for boost in config.boosts:
             items, _ = merge_rankings(*found, boost)
-            rows.append(row(items.numpy(), boost=boost, dense=dense))
+            rows.append(row(items.numpy(), boost=boost, dense=dense, likelihood=likelihood))
     return rows
 
 
@@ -317,7 +321,7 @@ def _report(hits: Mapping[str, list[_Row]], world: _World, config: ColdStartConf
         after, before = hits["test"][best].hits[k], hits["test"][0].hits[k]
         chosen[mode] = {
             "row": best,
-            "settings": {key: value for key, value in hits["test"][best].settings.items() if key in ("boost", "dense")},
+            "settings": {key: value for key, value in hits["test"][best].settings.items() if key in ("boost", "dense", "likelihood")},
             "validation_unseen": dict(zip(_names(config), on_validation(best), strict=True)),
             f"seen_recall@{k}_after_minus_before": asdict(
                 paired_bootstrap(*(part[~unseen["test"]].astype(float) for part in (after, before)))
@@ -399,7 +403,7 @@ def plot_cold_start(metrics: Mapping[str, Any], path: str | Path, title: str = "
         rows = metrics["test"]
         handles["seen targets before adding"] = panel.axvline(rows[0]["seen"][name]["mean"], color="black", linestyle=":", linewidth=1)
         for number, (mode, choice) in enumerate(metrics["chosen"].items()):
-            base = {"collaborative": mode, "dense": choice["settings"]["dense"]}
+            base = {"collaborative": mode} | {key: choice["settings"][key] for key in ("dense", "likelihood")}
             # Without own beams the dense weight plays no part: that point belongs to every curve.
             curve = [row for row in rows if base.items() <= row.items() or (row.get("collaborative") == mode and row["boost"] is None)]
             points = [(row["seen"][name]["mean"], row["unseen"][name]["mean"]) for row in curve]

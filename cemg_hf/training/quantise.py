@@ -187,6 +187,15 @@ def quantise(
     return Quantised(codes, latents, alpha, squared_error, variance, metrics)
 
 
+@torch.no_grad()
+def content_vectors(rqvae: CEMGRQVAE, items: FeatureBatches, batch_size: int = 8192) -> Tensor | None:
+    """(N, V) float16 content vectors of all items on the CPU; None where the model makes none."""
+    if not rqvae.config.content_vector_dim:
+        return None
+    starts = range(0, len(items), batch_size)
+    return torch.cat([rqvae.content_vectors(*items.batch(slice(start, start + batch_size))).half().cpu() for start in starts])
+
+
 def level_report(codes: Tensor, size: int) -> dict[str, float]:
     """Share of a level's `size` codes that occur in codes (N,), and their perplexity."""
     share = torch.bincount(codes, minlength=size).double() / max(len(codes), 1)

@@ -63,17 +63,20 @@ def rank_histories_separately(
     batch_size: int = 128,
     progress: str | None = None,
     new_item_dense: float = 0.0,
+    new_item_likelihood: float = 1.0,
 ) -> SeparateRankings:
     """Trained and new items ranked apart for every history, once for any number of boosts (see `merge_rankings`).
 
-    Args: as for `rank_histories`; `new_item_dense` as for `recommend`.
+    Args: as for `rank_histories`; `new_item_dense` and `new_item_likelihood` as for `recommend`.
 
     Returns: rankings of `num_beams` places on the CPU.
     """
     items, new_items = (torch.full((len(histories), num_beams), -1) for _ in range(2))
     scores, new_scores = (torch.full((len(histories), num_beams), -torch.inf) for _ in range(2))
     for rows, batch in _batches(model, histories, exclude_history, batch_size, progress):
-        found = model.rank_separately(*batch[:2], num_beams, batch[2], new_item_dense=new_item_dense)
+        found = model.rank_separately(
+            *batch[:2], num_beams, batch[2], new_item_dense=new_item_dense, new_item_likelihood=new_item_likelihood
+        )
         for target, values in zip((items, scores, new_items, new_scores), found, strict=True):
             target[torch.from_numpy(rows), : values.shape[1]] = values.cpu()
     return SeparateRankings(items, scores, new_items, new_scores)

@@ -17,7 +17,7 @@ from ..features.store import FeatureStore
 from ..models.cemg import CEMGTokenizer
 from ..models.cemg.assignment_cemg import assign_unique_codes
 from .fusion_training import next_item_pairs
-from .quantise import FeatureBatches, quantise
+from .quantise import FeatureBatches, content_vectors, quantise
 from .retraining import align_to_tokenizer, kept_codes
 from .tokenizer_config import TokenizerTrainingConfig
 from .tokenizer_training import train_rqvae
@@ -71,7 +71,8 @@ def tokenize(
     if bare.any():
         first = ", ".join(store.item_ids[index] for index in np.flatnonzero(bare)[:3])
         logger.warning("tokenize: %d items have none of %s (%s …); their codes say nothing", bare.sum(), ", ".join(used), first)
-    found = quantise(rqvae, FeatureBatches({name: vectors[name] for name in used}, masks), progress=len(store.item_ids) > QUIET_BELOW)
+    items = FeatureBatches({name: vectors[name] for name in used}, masks)
+    found = quantise(rqvae, items, progress=len(store.item_ids) > QUIET_BELOW)
     assert found.latent is not None
     codes, assignment = assign_unique_codes(found.codes, found.latent, rqvae.codebooks)
     report |= asdict(assignment) | {"items": len(store.item_ids), "items_without_any_modality": int(bare.sum())}
@@ -85,6 +86,7 @@ def tokenize(
         rqvae=rqvae,
         encoders={name: dict(store.modalities[name].encoder) for name in used},
         projections={name: projections[name] for name in used},
+        item_vectors=content_vectors(rqvae, items),
     )
     with write_folder(output, manifest, started) as scratch:
         tokenizer.save_pretrained(scratch)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 
 from ..errors import CEMGError
 from ..features.store import MODALITIES
-from ..models.cemg.modeling_rqvae import CEMGRQVAEConfig
+from ..models.cemg.modeling_rqvae import CONTENT_MODALITIES, CEMGRQVAEConfig
 from .fusion_training import NextItemConfig
 
 
@@ -48,6 +48,9 @@ class TokenizerTrainingConfig:
     dropout: float = field(default=0.0, metadata={"help": "Dropout after each hidden layer."})
     content_head_dim: int = field(
         default=256, metadata={"help": "Hidden size of the head that predicts e^c of new items from their content; 0: no head."}
+    )
+    content_vector_dim: int = field(
+        default=64, metadata={"help": "Size of the content vectors kept beside the codes, to rank new items by; 0: none."}
     )
     fusion: str = field(default="guided", metadata={"help": "guided (eq. 2) or equal (mean of the content modalities present)."})
     next_item: NextItemConfig = field(default_factory=NextItemConfig, metadata={"help": "What trains the fusion."})
@@ -91,6 +94,7 @@ class TokenizerTrainingConfig:
             "commitment",
             "weight_decay",
             "content_head_dim",
+            "content_vector_dim",
         ):
             if getattr(self, name) < 0:
                 raise CEMGError(f"{name}: {getattr(self, name)} is negative")
@@ -103,7 +107,10 @@ class TokenizerTrainingConfig:
     def model_config(self, modality_dims: Mapping[str, int]) -> CEMGRQVAEConfig:
         """The RQ-VAE's own configuration for modalities of these input dimensions."""
         shared = {entry.name for entry in fields(CEMGRQVAEConfig)} & {entry.name for entry in fields(self)}
+        values = {name: getattr(self, name) for name in sorted(shared)}
+        has_content = any(name in modality_dims for name in CONTENT_MODALITIES)
+        values["content_vector_dim"] = min(self.content_vector_dim, self.dimension) if has_content else 0
         try:
-            return CEMGRQVAEConfig(modality_dims=dict(modality_dims), **{name: getattr(self, name) for name in sorted(shared)})
+            return CEMGRQVAEConfig(modality_dims=dict(modality_dims), **values)
         except ValueError as error:
             raise CEMGError(str(error)) from error

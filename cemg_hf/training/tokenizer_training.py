@@ -90,6 +90,8 @@ def train_rqvae(
         history = _train(model, data, config, aligned, fresh=start is None)
         if model.content_head is not None and start is None:
             learned["content_head"] = train_content_head(model.content_head, data)
+        if model.config.content_vector_dim and start is None:
+            learned["content_vectors"] = _fit_content_basis(model, data, config.sample_items)
         model.requires_grad_(True)
     model = model.cpu().eval()
     report = {**tokenizer_report(model, used, masks), **learned, "history": history, "seconds": round(time.perf_counter() - started, 2)}
@@ -184,6 +186,18 @@ def _train(
         begin_quantisation(warmup_epochs)
     selection.restore(model)
     return selection.history
+
+
+@torch.no_grad()
+def _fit_content_basis(model: CEMGRQVAE, data: FeatureBatches, sample_items: int) -> dict[str, Any]:
+    """Point the content basis where the content halves of x lie; which share of their squared length it keeps."""
+    fused = [model.fuse(*data.batch(rows)) for rows in data.sample(sample_items).split(ROWS_AT_ONCE)]
+    halves = torch.cat([part.x[part.present[:, 0], : model.config.dimension] for part in fused])
+    halves = F.normalize(halves, dim=1)
+    values, directions = torch.linalg.eigh(halves.T @ halves)
+    kept = model.config.content_vector_dim
+    model.content_basis.copy_(directions[:, -kept:])
+    return {"dimension": kept, "kept": (values[-kept:].sum() / values.sum().clamp_min(1e-12)).item()}
 
 
 @torch.no_grad()

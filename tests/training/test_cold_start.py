@@ -171,8 +171,8 @@ def test_the_report_holds_every_system_on_the_original_cases(finished: tuple[Pat
 def test_more_boost_finds_more_new_items_and_fewer_others(finished: tuple[Path, dict[str, Any]]) -> None:
     metrics = finished[1]["metrics"]
     for split in ("validation", "test"):
-        for mode, dense in product(metrics["chosen"], CONFIG.dense):
-            settings = {"collaborative": mode, "dense": dense}
+        for mode, dense, likelihood in product(metrics["chosen"], CONFIG.dense, CONFIG.likelihood):
+            settings = {"collaborative": mode, "dense": dense, "likelihood": likelihood}
             rows = [row for row in metrics[split] if settings.items() <= row.items() and row["boost"] is not None]
             assert [row["boost"] for row in rows] == CONFIG.boosts
             for name in ("recall@5", "recall@12"):

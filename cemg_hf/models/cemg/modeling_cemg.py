@@ -361,6 +361,7 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
         *,
         new_item_boost: float | None = None,
         new_item_dense: float = 0.0,
+        new_item_likelihood: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
         """Best items for a batch of tokenized histories.
 
@@ -368,18 +369,19 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
             input_ids, attention_mask: (B, S) as `tokenizer(histories, padding=True, return_tensors="pt")` gives them.
             num_beams: length of the lists; as many beams as items make the search exhaustive.
             excluded_items: (B, E) item indices that must not come out, −1 = none.
-            new_item_boost, new_item_dense: see `recommend`.
+            new_item_boost, new_item_dense, new_item_likelihood: see `recommend`.
 
         Returns: item indices (B, ≤ num_beams) int64, best first, −1 where no further item is possible, and scores, fp32.
         """
         if new_item_boost is None:
-            if new_item_dense:
-                raise ValueError("new_item_dense needs new_item_boost; give it a number, 0 for no bonus")
+            if new_item_dense or new_item_likelihood != 1:
+                raise ValueError("new_item_dense and new_item_likelihood need new_item_boost; give it a number, 0 for no bonus")
             states = self._encode_history(input_ids, attention_mask)
             return self._search(self.trie, *states, num_beams, excluded_items)
         if not math.isfinite(new_item_boost):
             raise ValueError(f"new_item_boost must be a finite number or None, got {new_item_boost}")
-        found = self.rank_separately(input_ids, attention_mask, num_beams, excluded_items, new_item_dense=new_item_dense)
+        weights = {"new_item_dense": new_item_dense, "new_item_likelihood": new_item_likelihood}
+        found = self.rank_separately(input_ids, attention_mask, num_beams, excluded_items, **weights)
         return merge_rankings(*found, new_item_boost)
 
     @torch.inference_mode()
@@ -391,6 +393,7 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
         excluded_items: Tensor | None = None,
         *,
         new_item_dense: float = 0.0,
+        new_item_likelihood: float = 1.0,
     ) -> SeparateRankings:
         """Trained and new items ranked apart, from one pass of the encoder: new items never compete with trained ones for beams.
 
@@ -405,7 +408,12 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
         items, scores = self._search(trained, input_ids, attention_mask, states, num_beams, excluded_items)
         new_items, new_scores = self._search(new, input_ids, attention_mask, states, num_beams, excluded_items)
         if new_item_dense:
-            new_scores = new_scores + new_item_dense * self._similarity(input_ids, attention_mask, new_items)
+            found = (new_items, new_scores)
+            new_items, new_scores = self._score_by_content(
+                input_ids, excluded_items, found, new_item_dense, new_item_likelihood, items.shape[1]
+            )
+        else:
+            new_scores = new_item_likelihood * new_scores
         return SeparateRankings(items, scores, new_items, new_scores)
 
     def _encode_history(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -424,17 +432,45 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
             self._split_tries = (whole, whole.subset((~new).nonzero().flatten()), whole.subset(new.nonzero().flatten()))
         return self._split_tries[1:]
 
-    def _similarity(self, input_ids: Tensor, attention_mask: Tensor, items: Tensor) -> Tensor:
-        """Cosine (B, W) of the mean quantised vector of a history (B, S) with those of items (B, W); 0 for an empty history."""
+    def _score_by_content(
+        self, input_ids: Tensor, excluded_items: Tensor | None, found: tuple[Tensor, Tensor], dense: float, likelihood: float, size: int
+    ) -> tuple[Tensor, Tensor]:
+        """The `size` best of all new items by likelihood · Σ log p + dense · cosine with the history.
+
+        Σ log p is known of the items the beams `found`, (B, W) each; the others had less than the last of these, and get that.
+        """
         tokenizer = self.tokenizer
-        if tokenizer is None or tokenizer.rqvae is None:
-            raise ValueError("new_item_dense compares quantised vectors, and this tokenizer has no RQ-VAE; leave it at 0")
-        vectors = tokenizer.rqvae.codebooks.to(self.device).flatten(0, 1)  # (M·K, D), in the order of the code tokens
-        codes = input_ids - self.config.first_code_id
-        # The sum over all code tokens points where the mean of the items' vectors does.
-        history = (vectors[codes.clamp(min=0)] * ((codes >= 0) & attention_mask.bool()).unsqueeze(-1)).sum(dim=1)
-        tokens = tokenizer.item_tokens.to(self.device)[items.clamp(min=0)] - self.config.first_code_id
-        return functional.cosine_similarity(history.unsqueeze(1), vectors[tokens].sum(dim=2), dim=-1)
+        assert tokenizer is not None
+        if tokenizer.item_vectors is None:
+            raise ValueError("new_item_dense needs content vectors, and this tokenizer holds none; leave it at 0")
+        vectors = tokenizer.item_vectors.to(self.device).float()
+        new = tokenizer.new_items.to(self.device).nonzero().flatten()
+        cosines = functional.normalize(self._history_vectors(input_ids, vectors), dim=1) @ functional.normalize(vectors[new], dim=1).T
+        items, scores = found
+        place = torch.full((len(vectors) + 1,), len(new), device=self.device)  # the last column takes what is no item
+        place[new] = torch.arange(len(new), device=self.device)
+        least = scores.masked_fill(scores == -torch.inf, torch.inf).amin(1, keepdim=True)
+        log_probs = torch.where(least == torch.inf, 0.0, least).expand(-1, len(new) + 1).clone()
+        log_probs.scatter_(1, place[torch.where(scores > -torch.inf, items, -1)], scores)
+        totals = likelihood * log_probs[:, :-1] + dense * cosines
+        if excluded_items is not None:
+            hidden = torch.zeros(len(totals), len(new) + 1, dtype=torch.bool, device=self.device)
+            hidden.scatter_(1, place[excluded_items.to(self.device)], True)
+            totals = totals.masked_fill(hidden[:, :-1], -torch.inf)
+        best, chosen = totals.topk(min(size, len(new)), dim=1)
+        return torch.where(best > -torch.inf, new[chosen], -1), best
+
+    def _history_vectors(self, input_ids: Tensor, vectors: Tensor) -> Tensor:
+        """(B, V) sum of the unit content vectors of the items in token sequences (B, S), wherever the padding stands."""
+        levels, size = self.config.num_levels, self.config.codebook_size
+        if input_ids.shape[1] < levels:
+            return vectors.new_zeros(len(input_ids), vectors.shape[1])
+        windows = (input_ids - self.config.first_code_id).unfold(1, levels, 1)  # an item begins where a code of the first level stands
+        begins = (windows[..., 0] >= 0) & (windows[..., 0] < size)
+        leaves = self.trie.walk(windows - size * torch.arange(levels, device=self.device))
+        present = begins & (leaves >= 0)
+        items = self.trie.leaf_items[leaves.clamp(min=0)]
+        return (functional.normalize(vectors, dim=1)[items] * present.unsqueeze(-1)).sum(1)
 
     def _search(
         self,
@@ -472,6 +508,7 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
         on_unknown: str = "error",
         new_item_boost: float | None = None,
         new_item_dense: float = 0.0,
+        new_item_likelihood: float = 1.0,
     ) -> list[Recommendation] | list[list[Recommendation]]:
         """The k most probable next items of each history; every one of them is an item of the catalogue.
 
@@ -484,8 +521,10 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
             on_unknown: item ids that are not in the catalogue raise ("error") or are left out of the history ("skip").
             new_item_boost: items added after training get beams of their own, and this bonus on their Σ log p; a decoder hardly
                 ever writes codes it was not trained on otherwise. 0: own beams without a bonus. None: all items share the beams.
-            new_item_dense: weight of the cosine between a new item's quantised vector and the mean of the history's, added to its
-                score; it orders new items better than Σ log p alone. LIGER (arXiv 2411.18814) ranks cold candidates by such a cosine.
+            new_item_dense: weight of the cosine between a new item's content vector and the mean of the history's, added to its score.
+                All new items are candidates then. LIGER (arXiv 2411.18814) ranks cold candidates by such a cosine.
+            new_item_likelihood: weight of Σ log p in a new item's score; what a decoder thinks of codes it never saw is noisy, and
+                with `new_item_dense` less of it is more.
 
         Returns: one list of `Recommendation(item_id, score)` per history, best first; for one history just its list.
 
@@ -518,6 +557,7 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
                     excluded,
                     new_item_boost=new_item_boost,
                     new_item_dense=new_item_dense,
+                    new_item_likelihood=new_item_likelihood,
                 )
                 for row, values in zip(items[:, :k].tolist(), scores[:, :k].tolist(), strict=True):
                     found = [Recommendation(tokenizer.item_ids[item], score) for item, score in zip(row, values, strict=True) if item >= 0]

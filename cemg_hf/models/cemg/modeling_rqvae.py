@@ -56,6 +56,9 @@ class CEMGRQVAEConfig:
     content_head_dim: int = field(
         default=0, metadata={"help": "Hidden size of the head that predicts e^c of a new item from its content; 0: no head."}
     )
+    content_vector_dim: int = field(
+        default=0, metadata={"help": "Size of the content vectors by which new items are compared with a history; 0: none."}
+    )
     fusion: str = field(
         default="guided", metadata={"help": "guided: α by attention from e^c (eq. 2); equal: the mean of the content modalities present."}
     )
@@ -263,6 +266,10 @@ class CEMGRQVAE(nn.Module):
         # A buffer: code vectors follow the moving average of the residuals they code (training/tokenizer_training.py), not a gradient.
         self.register_buffer("codebooks", torch.randn(config.num_levels, config.codebook_size, config.latent_dim) / config.latent_dim**0.5)
         self.codebooks: Tensor
+        # The directions of R^d in which the content of the catalogue varies most, (d, V).
+        basis = torch.zeros(config.dimension, config.content_vector_dim)
+        self.register_buffer("content_basis", basis, persistent=config.content_vector_dim > 0)
+        self.content_basis: Tensor
 
     def fuse(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> FusionOutput:
         """x, α and the halves of x that come from data; see `GuidedFusion.forward`."""
@@ -341,6 +348,13 @@ class CEMGRQVAE(nn.Module):
         usage = (-distances / temperature).softmax(2).mean(1)
         entropy = -(usage * usage.clamp_min(1e-12).log()).sum(1)
         return 1 - (entropy / max(torch.log(torch.tensor(float(self.config.codebook_size))).item(), 1e-12)).mean()
+
+    @torch.no_grad()
+    def content_vectors(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> Tensor:
+        """(B, V) unit vectors whose cosines are nearly those of the content halves of x; zeros for an item without content."""
+        fused = self.fuse(features, masks)
+        halves = functional.normalize(fused.x[:, : self.config.dimension], dim=1)
+        return functional.normalize(halves @ self.content_basis, dim=1) * fused.present[:, :1]
 
     @torch.no_grad()
     def fill_collaborative(

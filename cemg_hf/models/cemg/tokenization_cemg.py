@@ -55,6 +55,7 @@ class Catalogue:
     item_codes: Tensor
     item_tokens: Tensor
     new_items: Tensor
+    item_vectors: Tensor | None
     index: dict[str, int]
     trie: ItemTrie
     fingerprint: str
@@ -111,6 +112,7 @@ class CEMGTokenizer(PreTrainedTokenizer):
         encoders: Mapping[str, Any] | None = None,
         projections: Mapping[str, Mapping[str, Tensor]] | None = None,
         new_items: Tensor | None = None,
+        item_vectors: Tensor | None = None,
         trained_fingerprint: str | None = None,
         format_version: int = FORMAT,
         **kwargs: Any,
@@ -123,7 +125,7 @@ class CEMGTokenizer(PreTrainedTokenizer):
             stored = _load_tensors(item_codes_file)
             if "item_codes" not in stored:
                 raise ValueError(f"{item_codes_file}: holds no tensor item_codes; save the tokenizer again")
-            item_codes, new_items = stored["item_codes"].long(), stored.get("new_items")
+            item_codes, new_items, item_vectors = stored["item_codes"].long(), stored.get("new_items"), stored.get("item_vectors")
         if rqvae_file is not None and rqvae_config_file is not None and rqvae is None:
             described = json.loads(Path(rqvae_config_file).read_text(encoding="utf-8"))
             _check_format(described.get("format", FORMAT))
@@ -147,6 +149,8 @@ class CEMGTokenizer(PreTrainedTokenizer):
             raise ValueError("encoders and projections describe what goes into the RQ-VAE; give rqvae too")
         if new_items is not None and (tuple(new_items.shape) != (len(item_ids),) or new_items.dtype != torch.bool):
             raise ValueError(f"new_items must be {len(item_ids)} booleans, got {tuple(new_items.shape)} of {new_items.dtype}")
+        if item_vectors is not None and (item_vectors.ndim != 2 or len(item_vectors) != len(item_ids)):
+            raise ValueError(f"item_vectors must be {len(item_ids)} rows, got {tuple(item_vectors.shape)}")
         self.num_levels = num_levels
         self.codebook_size = codebook_size
         self.base_vocab_size = base_vocab_size
@@ -158,7 +162,7 @@ class CEMGTokenizer(PreTrainedTokenizer):
         self._level_starts = self.first_code_id + codebook_size * torch.arange(num_levels)
         if new_items is None:
             new_items = torch.zeros(len(item_ids), dtype=torch.bool)
-        self._catalogue = self._new_catalogue(list(item_ids), item_codes.long().cpu().contiguous(), new_items.cpu())
+        self._catalogue = self._new_catalogue(list(item_ids), item_codes.long().cpu().contiguous(), new_items.cpu(), item_vectors)
         self.trained_fingerprint = trained_fingerprint or self._catalogue.fingerprint
         self._token_ids = {"<pad>": 0, "</s>": 1, "<s>": base_vocab_size}
         self._token_ids |= {
@@ -200,6 +204,7 @@ class CEMGTokenizer(PreTrainedTokenizer):
             encoders=self.encoders,
             projections=self.projections,
             new_items=self.new_items,
+            item_vectors=self.item_vectors,
             trained_fingerprint=self.trained_fingerprint,
             padding_side=self.padding_side,
         )
@@ -223,6 +228,10 @@ class CEMGTokenizer(PreTrainedTokenizer):
         return self._catalogue.new_items
 
     @property
+    def item_vectors(self) -> Tensor | None:
+        return self._catalogue.item_vectors
+
+    @property
     def trie(self) -> ItemTrie:
         return self._catalogue.trie
 
@@ -230,7 +239,7 @@ class CEMGTokenizer(PreTrainedTokenizer):
     def catalogue_fingerprint(self) -> str:
         return self._catalogue.fingerprint
 
-    def _new_catalogue(self, item_ids: list[str], item_codes: Tensor, new_items: Tensor) -> Catalogue:
+    def _new_catalogue(self, item_ids: list[str], item_codes: Tensor, new_items: Tensor, item_vectors: Tensor | None) -> Catalogue:
         """Raises ValueError for ids that are no strings or repeat, and for codes that repeat or do not fit the geometry."""
         _check_ids(item_ids)
         index = dict(zip(item_ids, range(len(item_ids)), strict=True))
@@ -239,7 +248,8 @@ class CEMGTokenizer(PreTrainedTokenizer):
         trie = ItemTrie(item_codes, self.codebook_size)
         digest = hashlib.sha256(json.dumps([item_ids, self.num_levels, self.codebook_size]).encode())
         digest.update(item_codes.numpy().astype("<i8").tobytes())
-        return Catalogue(item_ids, item_codes, item_codes + self._level_starts, new_items, index, trie, digest.hexdigest())
+        tokens = item_codes + self._level_starts
+        return Catalogue(item_ids, item_codes, tokens, new_items, item_vectors, index, trie, digest.hexdigest())
 
     def add_items(
         self,
@@ -271,13 +281,14 @@ class CEMGTokenizer(PreTrainedTokenizer):
         if collaborative not in ("predicted", "masked"):
             raise ValueError(f"collaborative must be 'predicted' or 'masked', got {collaborative!r}")
         before = self._catalogue
-        latent, nearest = self._quantise_raw(item_ids, vectors, masks or {}, predict=collaborative == "predicted")
+        latent, nearest, content = self._quantise_raw(item_ids, vectors, masks or {}, predict=collaborative == "predicted")
         assert self.rqvae is not None
         codes, report = assign_unique_codes(nearest, latent, self.rqvae.codebooks.detach(), taken=before.item_codes)
         self._catalogue = self._new_catalogue(
             before.item_ids + item_ids,
             torch.cat([before.item_codes, codes]),
             torch.cat([before.new_items, torch.ones(len(item_ids), dtype=torch.bool)]),
+            None if before.item_vectors is None else torch.cat([before.item_vectors, content.to(before.item_vectors)]),
         )
         return AddedItems(codes, report.moved, report.spilled, report.collision_rate_before)
 
@@ -295,7 +306,8 @@ class CEMGTokenizer(PreTrainedTokenizer):
         if not bool(kept.any()):
             raise ValueError(f"item_ids: all {len(kept)} items of the catalogue would go; a tokenizer needs at least one")
         remaining = [before.item_ids[index] for index in kept.nonzero().flatten().tolist()]
-        self._catalogue = self._new_catalogue(remaining, before.item_codes[kept], before.new_items[kept])
+        vectors = None if before.item_vectors is None else before.item_vectors[kept]
+        self._catalogue = self._new_catalogue(remaining, before.item_codes[kept], before.new_items[kept], vectors)
 
     def _check_new_ids(self, item_ids: Sequence[str]) -> list[str]:
         if isinstance(item_ids, str):
@@ -325,8 +337,8 @@ class CEMGTokenizer(PreTrainedTokenizer):
     @torch.no_grad()
     def _quantise_raw(
         self, item_ids: list[str], vectors: Mapping[str, Any], masks: Mapping[str, Any], predict: bool
-    ) -> tuple[Tensor, Tensor]:
-        """z (n, D) and nearest codes (n, M), on the CPU, from raw encoder vectors; a block of items at a time."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """z (n, D), nearest codes (n, M) and content vectors (n, V), on the CPU, from raw encoder vectors; a block of items at a time."""
         rqvae = self.rqvae
         assert rqvae is not None
         for argument, given in (("vectors", vectors), ("masks", masks)):
@@ -340,7 +352,7 @@ class CEMGTokenizer(PreTrainedTokenizer):
                     raise ValueError(f"{argument}[{name!r}]: {len(values)} rows for {len(item_ids)} item ids; give one row per item")
         if not vectors:
             raise ValueError("vectors: empty; give raw encoder vectors of at least one modality")
-        latent, codes = [], []
+        latent, codes, content = [], [], []
         was_training = rqvae.training
         rqvae.eval()
         try:
@@ -357,9 +369,10 @@ class CEMGTokenizer(PreTrainedTokenizer):
                 z = rqvae.encode(features, given)
                 latent.append(z.cpu())
                 codes.append(rqvae.quantise(z).codes.cpu())
+                content.append(rqvae.content_vectors(features, given).cpu())
         finally:
             rqvae.train(was_training)
-        return torch.cat(latent), torch.cat(codes)
+        return torch.cat(latent), torch.cat(codes), torch.cat(content)
 
     def _project(self, name: str, raw: Any, mask: Tensor, ids: list[str]) -> Tensor:
         """RQ-VAE inputs (B, d_m) of raw vectors (B, D_m), zero where masked."""
@@ -536,6 +549,7 @@ class CEMGTokenizer(PreTrainedTokenizer):
         paths = {key: Path(save_directory) / f"{prefix}{name}" for key, name in self.vocab_files_names.items()}
         catalogue = self._catalogue
         tensors = {"item_codes": catalogue.item_codes.int(), "new_items": catalogue.new_items}
+        tensors |= {} if catalogue.item_vectors is None else {"item_vectors": catalogue.item_vectors}
         writers: dict[Path, Callable[[Path], object]] = {
             paths["item_ids_file"]: _text_writer(json.dumps(catalogue.item_ids, ensure_ascii=False)),
             paths["item_codes_file"]: _tensors_writer(tensors),

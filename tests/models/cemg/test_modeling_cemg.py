@@ -370,25 +370,43 @@ def test_items_added_to_the_tokenizer_are_boosted_at_once():
     assert all(set(ranked_ids(row)[:2]) == {"first", "third"} for row in model.recommend(HISTORIES, k=10, new_item_boost=1000.0))
 
 
-def test_dense_scores_are_cosines_of_quantised_vectors():
-    tokenizer = item_tokenizer(new_items=NEW, **rqvae_parts())
+def test_dense_scores_are_cosines_of_content_vectors():
+    torch.manual_seed(0)
+    vectors = torch.randn(len(NEW), 5).half()
+    tokenizer = item_tokenizer(new_items=NEW, item_vectors=vectors)
     model = generator(tokenizer)
-    codebooks = tokenizer.rqvae.codebooks
-    vectors = codebooks[torch.arange(NUM_LEVELS), tokenizer.item_codes].sum(1)
-    for history in HISTORIES:
+    unit = functional.normalize(vectors.float(), dim=1)
+    weights = {"new_item_dense": 2.5, "new_item_likelihood": 0.5}
+    found_together = model.recommend(HISTORIES, k=60, new_item_boost=0.0, **weights)
+    for history, together in zip(HISTORIES, found_together, strict=True):
         plain = {item.item_id: item.score for item in model.recommend(history, k=60, new_item_boost=0.0)}
-        found = {item.item_id: item.score for item in model.recommend(history, k=60, new_item_boost=0.0, new_item_dense=2.5)}
+        found = {item.item_id: item.score for item in model.recommend(history, k=60, new_item_boost=0.0, **weights)}
+        assert found == pytest.approx({item.item_id: item.score for item in together}, abs=1e-4)
         recent = tokenizer.item_indices(history)[-5:]
-        cosines = functional.cosine_similarity(vectors[recent].sum(0, keepdim=True), vectors)
+        cosines = functional.cosine_similarity(unit[recent].sum(0, keepdim=True), unit)
         for index, name in enumerate(tokenizer.item_ids):
-            added = 2.5 * float(cosines[index]) if NEW[index] and history else 0.0
-            assert found[name] == pytest.approx(plain[name] + added, abs=1e-4)
+            expected = 0.5 * plain[name] + (2.5 * float(cosines[index]) if history else 0.0) if NEW[index] else plain[name]
+            assert found[name] == pytest.approx(expected, abs=1e-4)
+
+
+def test_new_items_outside_the_beams_are_candidates_by_content():
+    torch.manual_seed(0)
+    vectors = torch.randn(len(NEW), 5)
+    tokenizer = item_tokenizer(new_items=NEW, item_vectors=vectors)
+    model, history = generator(tokenizer), HISTORIES[0]
+    unit = functional.normalize(vectors, dim=1)
+    cosines = unit @ functional.normalize(unit[tokenizer.item_indices(history)[-5:]].sum(0), dim=0)
+    best = tokenizer.item_ids[int(cosines.masked_fill(~NEW, -2).argmax())]
+    found = model.recommend(history, k=1, num_beams=1, new_item_boost=1000.0, new_item_dense=100.0, new_item_likelihood=0.0)
+    assert ranked_ids(found) == [best]
+    hidden = model.recommend([*history, best], k=60, new_item_boost=1000.0, new_item_dense=100.0, exclude_history=True)
+    assert best not in ranked_ids(hidden)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"new_item_boost": float("nan")}, "finite number"), ({"new_item_dense": 1.0}, "needs new_item_boost"),
-     ({"new_item_boost": 0.0, "new_item_dense": 1.0}, "no RQ-VAE")],
+    [({"new_item_boost": float("nan")}, "finite number"), ({"new_item_dense": 1.0}, "need new_item_boost"),
+     ({"new_item_boost": 0.0, "new_item_dense": 1.0}, "holds none")],
 )  # fmt: skip
 def test_impossible_options_for_new_items_are_refused(options, message):
     with pytest.raises(ValueError, match=message):

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cemg_hf.artefacts import fingerprint, fingerprint_path, result_envelope, write_json
+from cemg_hf.artefacts import commit, fingerprint, fingerprint_path, result_envelope, write_json
 from cemg_hf.data import PreparedDataset
 from cemg_hf.errors import CEMGError
 from cemg_hf.evaluation.codes import neighbour_preservation
@@ -48,13 +48,15 @@ COLUMNS = {
     "2 codes ": "next_item.1",
     "seconds": "seconds",
 }
+NO_CONTRAST = NextItemConfig(epochs=0)
 SYSTEMS: dict[str, dict[str, Any]] = {
     "cemg": {},
-    "cemg, fusion by reconstruction": {"next_item": NextItemConfig(epochs=0)},
+    "cemg, fusion by reconstruction": {"next_item": NO_CONTRAST},
     "cemg, rows as they are": {"unit_rows": False},
-    "residual k-means": {"epochs": 0, "warmup_epochs": 0},
-    "text-only RQ-VAE (TIGER)": {"modalities": ["text"]},
-    "text RQ-VAE, aligned (LETTER)": {"modalities": ["text"], "lambda_align": 0.1},
+    "residual k-means on cemg's x": {"epochs": 0},
+    "residual k-means": {"epochs": 0, "next_item": NO_CONTRAST},
+    "text-only RQ-VAE (TIGER)": {"modalities": ["text"], "next_item": NO_CONTRAST},
+    "text RQ-VAE, aligned (LETTER)": {"modalities": ["text"], "next_item": NO_CONTRAST, "lambda_align": 0.1},
 }
 
 
@@ -103,7 +105,7 @@ def main() -> None:
 def measure(folder: Path, store: FeatureStore, data: PreparedDataset, system: str, size: int, seed: int, work: Path) -> dict[str, Any]:
     """One training and its figures, from `work` where they are there already."""
     config = TokenizerTrainingConfig(codebook_size=size, **SYSTEMS[system])
-    key = fingerprint(fingerprint_path(folder / "features"), repr(config), str(seed))[:24]
+    key = fingerprint(fingerprint_path(folder / "features"), fingerprint_path(folder / "dataset"), repr(config), str(seed), commit())[:24]
     kept = work / f"{key}.json"
     if kept.is_file():
         return dict(json.loads(kept.read_text()))

@@ -245,6 +245,8 @@ def recommend(
     new_item_boost: Annotated[
         float | None, typer.Option(help="Search items added after training by themselves, and add this to their scores.")
     ] = None,
+    new_item_dense: Annotated[float, typer.Option(help="Weight of their content's similarity to the history; needs the boost.")] = 0.0,
+    new_item_likelihood: Annotated[float, typer.Option(help="Weight of Σ log p in their scores; needs the boost.")] = 1.0,
     skip_unknown: Annotated[bool, typer.Option("--skip-unknown", help="Leave unknown item ids out of the history.")] = False,
 ) -> None:
     """Recommend the next items after a history: rank, item id and score, Σ log p."""
@@ -252,7 +254,13 @@ def recommend(
     on_unknown = "skip" if skip_unknown else "error"
     try:
         found = generator.recommend(
-            history or [], k=k, exclude_history=exclude_history, on_unknown=on_unknown, new_item_boost=new_item_boost
+            history or [],
+            k=k,
+            exclude_history=exclude_history,
+            on_unknown=on_unknown,
+            new_item_boost=new_item_boost,
+            new_item_dense=new_item_dense,
+            new_item_likelihood=new_item_likelihood,
         )
     except ValueError as error:  # models/ does not know CEMGError: it loads from a Hub folder without this package
         raise CEMGError(str(error).replace("pass on_unknown='skip'", "use --skip-unknown")) from error

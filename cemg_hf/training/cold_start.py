@@ -116,6 +116,11 @@ def run_cold_start(recipe: Recipe, output: str | Path, config: ColdStartConfig |
     original, dataset, features, tokenizer, model = (run / name for name in ("original", "dataset", "features", "tokenizer", "model"))
     prepare(recipe.prepare, original, recipe.seed)
     hold_out_items(original, dataset, config.share, config.seed, recipe.encode.modalities)
+    world = _World.load(original, run)
+    for split in SPLITS:  # before hours of training, not after
+        unseen = world.is_new[world.data.evaluation_cases(split).targets]
+        if not unseen.any() or unseen.all():
+            raise CEMGError(f"share = {config.share}: {unseen.sum()} of {len(unseen)} {split} targets are unseen; choose another share")
     encode(recipe.encode, dataset, features, recipe.seed)
     tokenize(recipe.tokenize, features, tokenizer, recipe.seed, dataset)
     finetune(recipe.finetune, dataset, tokenizer, model, recipe.seed)
@@ -259,7 +264,7 @@ def _rank_added(
             generator, histories, progress=label, new_item_dense=dense, new_item_likelihood=likelihood, **_options(config)
         )
         for boost in config.boosts:
-            items, _ = merge_rankings(*found, boost)
+            items, _ = merge_rankings(*found, boost, config.num_beams)
             rows.append(row(items.numpy(), boost=boost, dense=dense, likelihood=likelihood))
     return rows
 
@@ -298,9 +303,6 @@ def _rank_by_content(
 def _report(hits: Mapping[str, list[_Row]], world: _World, config: ColdStartConfig) -> dict[str, Any]:
     """Rows with intervals, the choice on validation and its price on test; see `measure_cold_start`."""
     unseen = {split: world.is_new[world.data.evaluation_cases(split).targets] for split in SPLITS}
-    for split, cases in unseen.items():
-        if not cases.any() or cases.all():
-            raise CEMGError(f"{world.data.folder}: {cases.sum()} of {len(cases)} {split} targets are unseen; choose another share")
 
     def recall(split: str, row: int, k: int, part: np.ndarray) -> float:
         return float(hits[split][row].hits[k][part].mean())

@@ -23,6 +23,7 @@ from ..errors import CEMGError
 from ..evaluation.metrics import ranking_metrics
 from ..evaluation.report import plot_training_curve
 from ..models.cemg import CEMGConfig, CEMGForConditionalGeneration, CEMGTokenizer
+from .loading import open_tokenizer
 from .loop import LoopConfig, train
 from .ranking import rank_histories
 
@@ -159,12 +160,7 @@ def load_tokenizer(folder: str | Path, data: PreparedDataset) -> CEMGTokenizer:
     Raises:
         CEMGError: no tokenizer folder, or one made from another catalogue.
     """
-    if not (Path(folder) / CEMGTokenizer.vocab_files_names["item_ids_file"]).is_file():
-        raise CEMGError(f"{folder}: not a tokenizer folder; make one with `cemg tokenize`")
-    try:
-        tokenizer = CEMGTokenizer.from_pretrained(folder)
-    except ValueError as error:
-        raise CEMGError(f"{folder}: {error}") from error
+    tokenizer = open_tokenizer(folder)
     if tokenizer.item_ids != data.item_ids:
         raise CEMGError(
             f"{folder}: holds {len(tokenizer.item_ids)} items, other than the {data.num_items} of {data.folder}; "

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from ..artefacts import result_envelope, write_json
@@ -33,6 +32,7 @@ from ..models.cemg import CEMGTokenizer
 from ..models.cemg.assignment_cemg import collision_rate
 from ..models.cemg.description_cemg import BranchDescription
 from ..models.cemg.modeling_rqvae import CEMGRQVAE, reconstruction_loss
+from .loading import open_tokenizer
 from .tokenizer_report import tokenizer_report
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,11 @@ def inspect_tokenizer(
     """
     started = time.perf_counter()
     folder = Path(tokenizer).resolve()
-    loaded = _load_tokenizer(folder)
+    loaded = open_tokenizer(folder)
+    grown = int(loaded.new_items.sum())
+    if grown:  # nothing but their codes is known of them here
+        logger.info("inspect: %d items added after training are in the tree, not in the figures", grown)
+        loaded.remove_items([loaded.item_ids[row] for row in loaded.new_items.nonzero().flatten().tolist()])
     target = Path(output).resolve() if output is not None else folder.parent / "inspection"
     if target == folder or folder in target.parents:
         raise CEMGError(f"{target}: inside the tokenizer folder, whose fingerprint would change; write the inspection elsewhere")
@@ -113,18 +117,27 @@ def inspect_tokenizer(
     write_json(target / REPORT_NAME, report)
     plot_codes(metrics, target / PLOT_NAME, f"Item tokenizer {folder.parent.name}/{folder.name}")
     if tree:
-        page = write_code_tree(
-            target / TREE_NAME,
-            item_ids=loaded.item_ids,
-            item_codes=loaded.item_codes,
-            title=folder.parent.name,
-            items=PreparedDataset.load(catalogue).items_table() if catalogue is not None else None,
-            image_base=catalogue,
-            latent=loaded.quantised_vectors(),
-        )
-        logger.info("inspect: %s shows %d items and %d pictures", TREE_NAME, page.num_items, page.num_pictures)
+        _write_tree(target / TREE_NAME, open_tokenizer(folder) if grown else loaded, catalogue, folder.parent.name)
     logger.info("inspect: wrote %s and %s to %s", REPORT_NAME, PLOT_NAME, target)
     return report
+
+
+def _write_tree(path: Path, tokenizer: CEMGTokenizer, catalogue: Path | None, title: str) -> None:
+    """The page; a catalogue whose texts are too much for one is said, not an error: everything else is measured."""
+    try:
+        page = write_code_tree(
+            path,
+            item_ids=tokenizer.item_ids,
+            item_codes=tokenizer.item_codes,
+            title=title,
+            items=PreparedDataset.load(catalogue).items_table() if catalogue is not None else None,
+            image_base=catalogue,
+            latent=tokenizer.quantised_vectors(),
+        )
+    except CEMGError as error:
+        logger.warning("inspect: no %s (%s)", path.name, error)
+        return
+    logger.info("inspect: %s shows %d items and %d pictures", path.name, page.num_items, page.num_pictures)
 
 
 def describe_codes(tokenizer: str | Path, codes: str, *, dataset: str | Path | None = None) -> BranchDescription:
@@ -134,7 +147,7 @@ def describe_codes(tokenizer: str | Path, codes: str, *, dataset: str | Path | N
         CEMGError: no tokenizer, codes that are none of its own, or a data set without its items.
     """
     folder = Path(tokenizer).resolve()
-    loaded = _load_tokenizer(folder)
+    loaded = open_tokenizer(folder)
     catalogue = _found(dataset, folder.parent / "dataset", "items.parquet")
     items = None
     if catalogue is not None:
@@ -313,20 +326,6 @@ def _contribution(model: CEMGRQVAE, inputs: _Inputs, nearest: np.ndarray) -> dic
     counted = {name: inputs.masks[name] & (given > 1) for name in inputs.network}
     masked = {name: model.encode_codes(*inputs.tensors(slice(None), without=name), batch_size=BATCH).numpy() for name in inputs.network}
     return modality_contribution(nearest, masked, counted)
-
-
-def _load_tokenizer(folder: Path) -> CEMGTokenizer:
-    missing = [name for name in ("item_ids.json", "item_codes.safetensors") if not (folder / name).is_file()]
-    if missing:
-        raise CEMGError(f"{folder}: not a tokenizer folder ({missing[0]} is missing); write one with `cemg tokenize`")
-    try:
-        tokenizer: CEMGTokenizer = CEMGTokenizer.from_pretrained(folder)
-    except (ValueError, KeyError, OSError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise CEMGError(f"{folder}: not a tokenizer that this version reads ({reason}); run `cemg tokenize` again") from error
-    if not tokenizer.item_ids:
-        raise CEMGError(f"{folder}: the catalogue is empty; there is nothing to inspect")
-    return tokenizer
 
 
 def _found(given: str | Path | None, beside: Path, file: str) -> Path | None:

@@ -62,14 +62,17 @@ def add_items_to_model(
     source = str(items)
     table = schema.normalise_items(read_table(source, "items"), dict(columns or {}), source)
     path = local_path(source) if is_local(source) else None
-    base = None if path is None else path if path.is_dir() else path.parent
-    table = image_files.attach_files(table, Path(images) if images is not None else None, base)
+    # Absolute, because `encode_items` takes relative paths from `base` too.
+    base = None if path is None else (path if path.is_dir() else path.parent).resolve()
+    pictures = Path(images).resolve() if images is not None else None
+    table = image_files.attach_files(table, pictures, base)
     own = pl.col("image").struct
     table = table.with_columns(image=pl.struct(bytes=own.field("bytes"), path=pl.coalesce("image_file", own.field("path"))))
     encoded = encode_items(table, features, base=base, text_source=text_source, image_source=image_source)
     added = add_encoded_items(generator.tokenizer, table["item_id"].to_list(), encoded, collaborative)
     inputs = {"model": fingerprint_path(model), "items": fingerprint_path(path) if path is not None else source}
-    settings = {"collaborative": collaborative, "columns": dict(columns or {})}
+    inputs |= {"features": fingerprint_path(features), "images": image_files.fingerprint_files(table["image_file"])}
+    settings = {"collaborative": collaborative, "columns": dict(columns or {}), "text": text_source, "image": image_source}
     seed = int((read_manifest(model) or {}).get("seed", 0))
     with write_folder(output, Manifest("add-items", settings, inputs, seed)) as scratch:
         generator.save_pretrained(scratch)

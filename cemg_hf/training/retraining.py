@@ -47,7 +47,10 @@ def align_to_tokenizer(before: CEMGTokenizer, store: FeatureStore) -> tuple[dict
             continue
         old, new = before.encoders[name].get("fingerprint"), modality.encoder.get("fingerprint")
         if old != new:
-            raise CEMGError(f"start_from: the {name} encoder is not the one of the old tokenizer; encode with that one, or train afresh")
+            raise CEMGError(
+                f"start_from: the {name} encoder is not the one of the old tokenizer; encode with that one (TF-IDF, which learns from "
+                "the catalogue, never is the same), or train afresh"
+            )
         projections[name] = dict(known)
         raw = modality.vectors / modality.projection.scale @ modality.projection.components + modality.projection.mean
         block = (raw - known["mean"].numpy()) @ known["components"].numpy().T * known["scale"].numpy()

@@ -17,6 +17,7 @@ from ..features.store import FeatureStore
 from ..models.cemg import CEMGTokenizer
 from ..models.cemg.assignment_cemg import assign_unique_codes
 from .fusion_training import next_item_pairs
+from .loading import open_tokenizer
 from .quantise import FeatureBatches, content_vectors, quantise
 from .retraining import align_to_tokenizer, kept_codes
 from .tokenizer_config import TokenizerTrainingConfig
@@ -47,6 +48,8 @@ def tokenize(
     output = Path(output)
     inputs = {"features": fingerprint_path(features)}
     inputs |= {"dataset": fingerprint_path(dataset)} if dataset is not None else {}
+    if config.start_from and Path(config.start_from).resolve() == output.resolve():
+        raise CEMGError(f"start_from: {output} is the folder to write; write the new tokenizer somewhere else")
     inputs |= {"start_from": fingerprint_path(config.start_from)} if config.start_from else {}
     manifest = Manifest("tokenize", asdict(config), inputs, seed)
     if is_current(output, manifest):
@@ -60,9 +63,10 @@ def tokenize(
         name: {part: torch.from_numpy(np.array(getattr(modality.projection, part))) for part in PROJECTION_PARTS}
         for name, modality in store.modalities.items()
     }
-    before = CEMGTokenizer.from_pretrained(config.start_from) if config.start_from else None
+    before = open_tokenizer(config.start_from) if config.start_from else None
     if before is not None:
-        vectors, projections = align_to_tokenizer(before, store)
+        aligned, turned = align_to_tokenizer(before, store)
+        vectors, projections = vectors | aligned, projections | turned
     rqvae, report = train_rqvae(
         vectors, masks, config, seed, pairs=_pairs(config, dataset, store), start=before.rqvae if before is not None else None
     )

@@ -10,13 +10,15 @@ from ..features.store import MODALITIES
 from ..models.cemg.modeling_rqvae import CONTENT_MODALITIES, CEMGRQVAEConfig
 from .fusion_training import NextItemConfig
 
+MOST_LEVELS = 26
+
 
 @dataclass
 class TokenizerTrainingConfig:
     """Settings of the RQ-VAE and of its training; defaults of the paper where it gives them.
 
-    Siblings made of the same code: `modalities: [text]` is TIGER's tokenizer, with `lambda_align` above 0 LETTER's; `epochs: 0` is
-    residual k-means on PCA.
+    Siblings made of the same code: `modalities: [text]` is TIGER's tokenizer, with `lambda_align` above 0 LETTER's; `epochs: 0`
+    residual k-means on PCA; `next_item.epochs: 0` keeps interactions out of the content of all of them, as their papers do.
     """
 
     modalities: list[str] = field(
@@ -101,6 +103,12 @@ class TokenizerTrainingConfig:
         for name in ("codebook_decay", "modality_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise CEMGError(f"{name}: {getattr(self, name)} is outside [0, 1)")
+        if not 1 <= self.num_levels <= MOST_LEVELS:
+            raise CEMGError(f"num_levels: {self.num_levels} is outside 1 … {MOST_LEVELS} (levels are lettered)")
+        if not 0 <= self.dropout < 1:
+            raise CEMGError(f"dropout: {self.dropout} is outside [0, 1)")
+        if self.collaborative_weight < 0:
+            raise CEMGError(f"collaborative_weight: {self.collaborative_weight} is negative")
         if not self.learning_rate > 0:
             raise CEMGError(f"learning_rate: {self.learning_rate} is not positive")
 

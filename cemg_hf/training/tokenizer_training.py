@@ -5,7 +5,8 @@ then eq. 4 with moving averages and revival of dead codes; at last the content h
 
 Checkpoint rule. Every `evaluation_interval` epochs all items are coded with their nearest codes. Of the checkpoints whose
 reconstruction error (with alignment: plus its weighted loss) is within `SELECTION_TOLERANCE` of the lowest seen, the one with the
-highest mean perplexity per level is kept; equal perplexities are decided by the lower collision rate. Training stops after
+highest mean perplexity per level is kept; equal perplexities are decided by the lower collision rate. One checkpoint is kept at a
+time: a newcomer is compared with it, and takes its place where that one fell out of tolerance. Training stops after
 `patience` evaluations in a row that did not change the checkpoint kept. All items are training items: the tokenizer codes a known
 catalogue, and validation or test *interactions* never reach it.
 """
@@ -126,7 +127,7 @@ def _train(
     """Leave the selected checkpoint in `model`; return the evaluations."""
     per_epoch = min(len(data), config.sample_items)
     batch_size = max(1, min(config.batch_size, math.ceil(per_epoch / 8)))
-    warmup_epochs = config.warmup_epochs if fresh else 0
+    warmup_epochs = config.warmup_epochs if fresh and config.epochs else 0
     steps = math.ceil(per_epoch / batch_size) * (warmup_epochs + config.epochs)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(
@@ -232,6 +233,8 @@ def _continue_from(model: CEMGRQVAE, start: CEMGRQVAE) -> None:
         "fusion",
         "content_head_dim",
         "collaborative_weight",
+        "unit_rows",
+        "content_vector_dim",
     )
     for name in shape:
         if mine[name] != theirs[name]:

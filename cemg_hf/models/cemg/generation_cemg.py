@@ -235,16 +235,17 @@ def constrained_beam_search(
     return torch.where(scores > -torch.inf, trie.leaf_items[nodes], -1), scores
 
 
-def merge_rankings(items: Tensor, scores: Tensor, others: Tensor, other_scores: Tensor, boost: float) -> tuple[Tensor, Tensor]:
+def merge_rankings(items: Tensor, scores: Tensor, others: Tensor, other_scores: Tensor, boost: float, size: int) -> tuple[Tensor, Tensor]:
     """One ranking out of two that share no item, the scores of the second raised by `boost`.
 
     Args:
         items, scores: (B, V), −1 and −inf where there is no item.
         others, other_scores: (B, W), the same for the second ranking, in any order.
+        boost: added to the scores of the second.
+        size: longest list wanted.
 
-    Returns: items and scores (B, max(V, W)), best first; equal scores in the order given.
+    Returns: items and scores (B, min(size, V + W)), best first; equal scores in the order given.
     """
-    width = max(items.shape[1], others.shape[1])
     both = torch.cat([scores, other_scores + boost], dim=1)
-    order = both.argsort(dim=1, descending=True, stable=True)[:, :width]
+    order = both.argsort(dim=1, descending=True, stable=True)[:, :size]
     return torch.cat([items, others], dim=1).gather(1, order), both.gather(1, order)

@@ -38,7 +38,10 @@ class Recommendation(NamedTuple):
 
 
 class SeparateRankings(NamedTuple):
-    """Rankings of trained and of new items, each by a beam search of its own: item indices (B, W) int64 with −1 for none, scores fp32."""
+    """Rankings of trained and of new items, each by beams of its own (of new items also by content).
+
+    Item indices (B, W) int64 with −1 for none, and scores fp32.
+    """
 
     items: Tensor
     scores: Tensor
@@ -380,9 +383,12 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
             return self._search(self.trie, *states, num_beams, excluded_items)
         if not math.isfinite(new_item_boost):
             raise ValueError(f"new_item_boost must be a finite number or None, got {new_item_boost}")
+        for name, weight in (("new_item_dense", new_item_dense), ("new_item_likelihood", new_item_likelihood)):
+            if not (math.isfinite(weight) and weight >= 0):
+                raise ValueError(f"{name} must be a finite number of at least 0, got {weight}")
         weights = {"new_item_dense": new_item_dense, "new_item_likelihood": new_item_likelihood}
         found = self.rank_separately(input_ids, attention_mask, num_beams, excluded_items, **weights)
-        return merge_rankings(*found, new_item_boost)
+        return merge_rankings(*found, new_item_boost, num_beams)
 
     @torch.inference_mode()
     def rank_separately(
@@ -409,11 +415,9 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
         new_items, new_scores = self._search(new, input_ids, attention_mask, states, num_beams, excluded_items)
         if new_item_dense:
             found = (new_items, new_scores)
-            new_items, new_scores = self._score_by_content(
-                input_ids, excluded_items, found, new_item_dense, new_item_likelihood, items.shape[1]
-            )
+            new_items, new_scores = self._score_by_content(input_ids, excluded_items, found, new_item_dense, new_item_likelihood, num_beams)
         else:
-            new_scores = new_item_likelihood * new_scores
+            new_scores = torch.where(new_items >= 0, new_item_likelihood * new_scores, -torch.inf)
         return SeparateRankings(items, scores, new_items, new_scores)
 
     def _encode_history(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -423,14 +427,14 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
 
     def _tries_by_age(self) -> tuple[ItemTrie, ItemTrie] | None:
         """Tries of the trained and of the new items; None where one of the two has no items. Made again when the catalogue changes."""
-        whole, tokenizer = self.trie, self.tokenizer
+        whole, tokenizer, split = self.trie, self.tokenizer, self._split_tries
         assert tokenizer is not None
-        if self._split_tries is None or self._split_tries[0] is not whole:
+        if split is None or split[0] is not whole:
             new = tokenizer.new_items.to(whole.device)
             if not bool(new.any()) or bool(new.all()):
                 return None
-            self._split_tries = (whole, whole.subset((~new).nonzero().flatten()), whole.subset(new.nonzero().flatten()))
-        return self._split_tries[1:]
+            split = self._split_tries = (whole, whole.subset((~new).nonzero().flatten()), whole.subset(new.nonzero().flatten()))
+        return split[1:]
 
     def _score_by_content(
         self, input_ids: Tensor, excluded_items: Tensor | None, found: tuple[Tensor, Tensor], dense: float, likelihood: float, size: int
@@ -529,7 +533,8 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
         Returns: one list of `Recommendation(item_id, score)` per history, best first; for one history just its list.
 
         Raises:
-            ValueError: no tokenizer attached, k < 1, num_beams < k, or unknown item ids.
+            ValueError: no tokenizer attached, k < 1, num_beams < k, unknown item ids, or `new_item_…` settings that cannot work (not
+                finite, given without `new_item_boost`, or a tokenizer without content vectors).
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")

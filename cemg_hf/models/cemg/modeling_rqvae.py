@@ -366,7 +366,7 @@ class CEMGRQVAE(nn.Module):
         """
         filled = dict(features)
         known = {name: torch.ones(len(values), dtype=torch.bool, device=values.device) for name, values in features.items()}
-        known |= dict(masks or {})
+        known |= {name: mask.to(self.codebooks.device, torch.bool) for name, mask in (masks or {}).items()}
         if self.content_head is None:
             return filled, known
         was_training = self.training

@@ -80,12 +80,14 @@ class CEMGTokenizer(PreTrainedTokenizer):
         projections (mapping, *optional*): per modality the PCA that leads from raw encoder vectors to its inputs, e = s · C (r − μ):
             `mean` μ, `components` C and `scale` s.
         new_items (`Tensor` (N,) bool, *optional*): which items came after training; none by default.
+        item_vectors (`Tensor` (N, V), *optional*): content vectors (`CEMGRQVAE.content_vectors`), by which new items are ranked.
         trained_fingerprint (`str`, *optional*): fingerprint of the catalogue as it was before items came or went (default: as it is).
         format_version (`int`): format of the files these arguments come from.
 
     Attributes:
         item_ids (list of `str`), item_codes (`Tensor` (N, M) int64), item_tokens (their token ids), new_items (`Tensor` (N,) bool),
-        trie (`ItemTrie`), catalogue_fingerprint (`str`): replaced together by `add_items` and `remove_items`.
+        item_vectors (`Tensor` (N, V) or None), trie (`ItemTrie`), catalogue_fingerprint (`str`): replaced together by `add_items` and
+            `remove_items`.
         trained_fingerprint (`str`): what a model's `catalogue_fingerprint` is compared with.
 
     Raises:
@@ -192,7 +194,9 @@ class CEMGTokenizer(PreTrainedTokenizer):
         }
 
     def with_layout(self, *, base_vocab_size: int, max_history: int) -> CEMGTokenizer:
-        """The same catalogue and codes for another backbone or history length."""
+        """The same catalogue and codes for another backbone or history length, as the catalogue that a model is about to be trained on:
+        no item of it is new.
+        """
         return CEMGTokenizer(
             item_ids=self.item_ids,
             item_codes=self.item_codes,
@@ -203,9 +207,7 @@ class CEMGTokenizer(PreTrainedTokenizer):
             rqvae=self.rqvae,
             encoders=self.encoders,
             projections=self.projections,
-            new_items=self.new_items,
             item_vectors=self.item_vectors,
-            trained_fingerprint=self.trained_fingerprint,
             padding_side=self.padding_side,
         )
 
@@ -262,8 +264,8 @@ class CEMGTokenizer(PreTrainedTokenizer):
         """Give new items codes of their own, without retraining and without a change to any code there is.
 
         An item comes to the free code nearest to its own nearest-code assignment (see `assign_unique_codes`). A model that holds
-        this tokenizer recommends the items from then on. Not meant for two threads that add or remove at once; reading meanwhile
-        is fine.
+        this tokenizer recommends the items from then on. The catalogue changes in one step, but a `recommend` that is under way in
+        another thread may read parts of both: change it between requests.
 
         Args:
             item_ids: n ids that are not in the catalogue.
@@ -490,7 +492,7 @@ class CEMGTokenizer(PreTrainedTokenizer):
         """(N, D) sum of each item's code vectors; None without an RQ-VAE."""
         if self.rqvae is None:
             return None
-        return self.rqvae.codebooks[torch.arange(self.num_levels), self.item_codes].sum(1)
+        return self.rqvae.codebooks.cpu()[torch.arange(self.num_levels), self.item_codes].sum(1)
 
     def describe(self, codes: str, items: Mapping[str, Sequence[Any]] | None = None, top: int = 10) -> BranchDescription:
         """What the items under a prefix such as `<a_12><b_7>` have in common ("" is the whole catalogue).
@@ -596,7 +598,8 @@ def _load_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 def _check_format(found: int) -> None:
     if found != FORMAT:
-        raise ValueError(f"the tokenizer's files have format {found}, this version of cemg_hf reads format {FORMAT}; update cemg_hf")
+        remedy = "update cemg_hf" if found > FORMAT else "write it again with `cemg tokenize`"
+        raise ValueError(f"the tokenizer's files have format {found}, this version of cemg_hf reads format {FORMAT}; {remedy}")
 
 
 def _check_ids(item_ids: list[str]) -> None:

@@ -255,7 +255,7 @@ def test_merged_rankings_are_sorted_and_keep_the_best_of_both(first, second, boo
     other_scores = 5 * torch.randn(2, second, generator=draw)
     if second:
         others[1, -1], other_scores[1, -1] = -1, -torch.inf
-    merged, values = merge_rankings(items, scores, others, other_scores, boost)
+    merged, values = merge_rankings(items, scores, others, other_scores, boost, max(items.shape[1], others.shape[1]))
     assert merged.shape == values.shape == (2, max(first, second))
     for row in range(2):
         pairs = [*zip(items[row].tolist(), scores[row].tolist(), strict=True)]

@@ -195,7 +195,8 @@ def _fit_content_basis(model: CEMGRQVAE, data: FeatureBatches, sample_items: int
     fused = [model.fuse(*data.batch(rows)) for rows in data.sample(sample_items).split(ROWS_AT_ONCE)]
     halves = torch.cat([part.x[part.present[:, 0], : model.config.dimension] for part in fused])
     halves = F.normalize(halves, dim=1)
-    values, directions = torch.linalg.eigh(halves.T @ halves)
+    # In double precision: the many zero eigenvalues of axes that no modality uses keep the single-precision solver from converging.
+    values, directions = torch.linalg.eigh((halves.T @ halves).double())
     kept = model.config.content_vector_dim
     model.content_basis.copy_(directions[:, -kept:])
     return {"dimension": kept, "kept": (values[-kept:].sum() / values.sum().clamp_min(1e-12)).item()}

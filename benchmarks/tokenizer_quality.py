@@ -6,7 +6,8 @@ plain concatenation of the item's unit-length modality vectors.
 
     python benchmarks/tokenizer_quality.py --run beauty=runs/beauty --run movielens-100k=runs/movielens-100k
 
-A folder given by `--work` keeps finished trainings, so a killed run resumes.
+A folder given by `--work` keeps finished trainings, so a killed run resumes; several runs may share it. `seconds` of the result is the
+sum over all trainings, whichever run they were done in.
 """
 
 from __future__ import annotations
@@ -75,8 +76,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/tokenizer_quality"), help="where finished trainings are kept")
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
     arguments = parser.parse_args()
-    started = time.perf_counter()
     metrics: dict[str, Any] = {}
+    seconds = 0.0
     for entry in arguments.run:
         name, sign, folder = entry.partition("=")
         if not sign:
@@ -90,13 +91,14 @@ def main() -> None:
                     continue
                 seeds = arguments.seeds[:1] if first_only else arguments.seeds
                 runs = [measure(Path(folder), store, data, system, size, seed, arguments.work) for seed in seeds]
+                seconds += sum(run["seconds"] for run in runs)
                 metrics[f"{name}, K {size}, {system}"] = summarise(runs)
                 print(f"{name}, K {size}, {system}: {json.dumps(metrics[f'{name}, K {size}, {system}'], default=str)}", flush=True)
     envelope = result_envelope(
         metrics,
         command=shlex.join(["python", *sys.argv]),
         seeds=arguments.seeds,
-        seconds=time.perf_counter() - started,
+        seconds=seconds,
         columns=COLUMNS,
     )
     write_json(arguments.output, envelope)

@@ -259,10 +259,9 @@ def _rank_added(
     label = f"{split}, e^c {mode}"
     ranked, _ = rank_histories(generator, histories, config.num_beams, progress=label, **_options(config))
     rows = [row(ranked, boost=None, dense=0.0, likelihood=1.0)]
-    for dense, likelihood in product(config.dense, config.likelihood):
-        found = rank_histories_separately(
-            generator, histories, progress=label, new_item_dense=dense, new_item_likelihood=likelihood, **_options(config)
-        )
+    weights = list(product(config.dense, config.likelihood))
+    rankings = rank_histories_separately(generator, histories, weights=weights, progress=label, **_options(config))
+    for (dense, likelihood), found in zip(weights, rankings, strict=True):
         for boost in config.boosts:
             items, _ = merge_rankings(*found, boost, config.num_beams)
             rows.append(row(items.numpy(), boost=boost, dense=dense, likelihood=likelihood))

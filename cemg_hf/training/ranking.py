@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data import Ragged
-from ..models.cemg import CEMGForConditionalGeneration
-from ..models.cemg.modeling_cemg import SeparateRankings
+from ..models.cemg import CEMGForConditionalGeneration, SeparateRankings
 
 
 def rank_histories(
@@ -58,28 +57,31 @@ def rank_histories_separately(
     model: CEMGForConditionalGeneration,
     histories: Ragged,
     num_beams: int,
+    weights: Sequence[tuple[float, float]],
     *,
     exclude_history: bool = False,
     batch_size: int = 128,
     progress: str | None = None,
-    new_item_dense: float = 0.0,
-    new_item_likelihood: float = 1.0,
-) -> SeparateRankings:
-    """Trained and new items ranked apart for every history, once for any number of boosts (see `merge_rankings`).
+) -> list[SeparateRankings]:
+    """Trained and new items ranked apart for every history, once for any number of boosts (see `merge_rankings`) and of `weights`.
 
-    Args: as for `rank_histories`; `new_item_dense` and `new_item_likelihood` as for `recommend`.
+    Args: as for `rank_histories`; weights: pairs of `new_item_dense` and `new_item_likelihood`, see `recommend`.
 
-    Returns: rankings of `num_beams` places on the CPU.
+    Returns: for each pair, rankings of `num_beams` places on the CPU.
     """
-    items, new_items = (torch.full((len(histories), num_beams), -1) for _ in range(2))
-    scores, new_scores = (torch.full((len(histories), num_beams), -torch.inf) for _ in range(2))
-    for rows, batch in _batches(model, histories, exclude_history, batch_size, progress):
-        found = model.rank_separately(
-            *batch[:2], num_beams, batch[2], new_item_dense=new_item_dense, new_item_likelihood=new_item_likelihood
-        )
-        for target, values in zip((items, scores, new_items, new_scores), found, strict=True):
-            target[torch.from_numpy(rows), : values.shape[1]] = values.cpu()
-    return SeparateRankings(items, scores, new_items, new_scores)
+    results = [_empty_rankings(len(histories), num_beams) for _ in weights]
+    for rows, (input_ids, attention_mask, excluded) in _batches(model, histories, exclude_history, batch_size, progress):
+        found = model.rank_separately(input_ids, attention_mask, num_beams, excluded_items=excluded)
+        for result, (dense, likelihood) in zip(results, weights, strict=True):
+            scored = model.score_new_items(found, input_ids, num_beams, dense=dense, likelihood=likelihood, excluded_items=excluded)
+            for target, values in zip(result, scored, strict=True):
+                target[torch.from_numpy(rows), : values.shape[1]] = values.cpu()
+    return results
+
+
+def _empty_rankings(rows: int, width: int) -> SeparateRankings:
+    nothing, lowest = torch.full((rows, width), -1), torch.full((rows, width), -torch.inf)
+    return SeparateRankings(nothing, lowest, nothing.clone(), lowest.clone())
 
 
 def _batches(

@@ -2,10 +2,12 @@
 
 from .assignment_cemg import AssignmentReport, assign_unique_codes, collision_rate
 from .configuration_cemg import CEMGConfig
-from .generation_cemg import ItemTrie, PrefixConstrainedLogitsProcessor, constrained_beam_search
-from .modeling_cemg import CEMGForConditionalGeneration, Recommendation
+from .generation_cemg import Diversity, ItemFilter, PrefixConstrainedLogitsProcessor, constrained_beam_search
+from .modeling_cemg import CEMGForConditionalGeneration
 from .modeling_rqvae import CEMGRQVAE, CEMGRQVAEConfig
+from .recommendation_cemg import Recommendation, SeparateRankings
 from .tokenization_cemg import AddedItems, CEMGTokenizer
+from .trie_cemg import ItemTrie
 
 CEMGConfig.register_for_auto_class()
 CEMGTokenizer.register_for_auto_class()
@@ -19,9 +21,12 @@ __all__ = [
     "CEMGForConditionalGeneration",
     "CEMGRQVAEConfig",
     "CEMGTokenizer",
+    "Diversity",
+    "ItemFilter",
     "ItemTrie",
     "PrefixConstrainedLogitsProcessor",
     "Recommendation",
+    "SeparateRankings",
     "assign_unique_codes",
     "collision_rate",
     "constrained_beam_search",

@@ -1,4 +1,4 @@
-"""Decoding into the catalogue: the trie of item codes, the logits processor for `generate`, and the constrained beam search.
+"""Decoding into the catalogue: the logits processor for `generate`, and the constrained beam search with its filters.
 
 Rankings are by Σ log p over the M codes of an item (eq. 6), each log p normalised over the K codes of its level *before* the
 trie masks, in fp32, without an end token. With that, `generate` + `PrefixConstrainedLogitsProcessor`, `constrained_beam_search`
@@ -12,150 +12,15 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import LogitsProcessor
 
+from .trie_cemg import Children, ItemTrie
 
-class Children(NamedTuple):
-    """Children of a batch of trie nodes, padded to the largest number of children at that depth, D."""
+NextLevel = Callable[[int, Tensor, Tensor], Tensor]
+"""(level, parents (B, W), codes (B, W)) → (B, W, K) logits of `level`, after every beam `parents` of the call before wrote `codes`.
 
-    nodes: Tensor  # (..., D) int64 node numbers at the next depth
-    codes: Tensor  # (..., D) int64 code of the edge, 0 … K−1
-    valid: Tensor  # (..., D) bool, False on the padding
-
-
-class ItemTrie:
-    """The prefix tree of all item codes as flat tensors (compressed sparse rows per depth).
-
-    Items are sorted by their codes, so the node `n` of depth m stands for one run of consecutive leaves,
-    `first_leaf[m][n] … first_leaf[m][n + 1]`, and its children are consecutive nodes of depth m + 1. A node is a number; the
-    root is node 0 of depth 0 and a leaf is a node of depth M.
-
-    Args:
-        item_codes: (N, M) raw codes 0 … K−1, one row per item, all rows different.
-        codebook_size: K.
-
-    Raises:
-        ValueError: codes out of range, an empty catalogue, or two items with the same code (names their rows).
-    """
-
-    def __init__(self, item_codes: Tensor, codebook_size: int) -> None:
-        codes = torch.as_tensor(item_codes).to(torch.int64)
-        if codes.ndim != 2 or codes.numel() == 0:
-            raise ValueError(f"item_codes must be N × M with at least one item and level, got shape {tuple(codes.shape)}")
-        if int(codes.min()) < 0 or int(codes.max()) >= codebook_size:
-            raise ValueError(f"item_codes must lie in 0 … {codebook_size - 1}, found {int(codes.min())} … {int(codes.max())}")
-        self.num_items, self.num_levels = codes.shape
-        self.codebook_size = codebook_size
-        leaf_items = torch.arange(self.num_items, device=codes.device)
-        for level in reversed(range(self.num_levels)):  # sorts by whole codes; a single key would overflow at 512 codes on 8 levels
-            leaf_items = leaf_items[codes[leaf_items, level].argsort(stable=True)]
-        ordered = codes[leaf_items]
-        # (N, M): whether a leaf's first m + 1 codes are others than its predecessor's.
-        differs = torch.ones_like(ordered)
-        differs[1:] = (ordered[1:] != ordered[:-1]).long().cummax(dim=1).values
-        if not bool(differs[:, -1].all()):
-            repeated = int((differs[:, -1] == 0).nonzero()[0])
-            rows = sorted(leaf_items[repeated - 1 : repeated + 1].tolist())
-            raise ValueError(f"items {rows[0]} and {rows[1]} share one code; item codes must be unique")
-        self.leaf_items = leaf_items
-        """(N,) item index of each leaf."""
-        self.codes: list[Tensor] = []
-        """Per level 0 … M−1: (nodes of depth m + 1,) code of the edge that leads to the node."""
-        self.first_child: list[Tensor] = []
-        """Per depth 0 … M−1: (nodes + 1,) first child of each node among the nodes of the next depth."""
-        self.edge_keys: list[Tensor] = []
-        """Per level: (nodes of depth m + 1,) parent · K + code, ascending, to find a child by its code."""
-        closing = leaf_items.new_tensor([self.num_items])
-        self.first_leaf = [torch.cat([starts, closing]) for starts in (closing * 0, *(column.nonzero().flatten() for column in differs.T))]
-        """Per depth 0 … M: (nodes + 1,) first leaf of each node, closed by N."""
-        for level in range(self.num_levels):
-            starts = self.first_leaf[level + 1][:-1]
-            self.codes.append(ordered[starts, level])
-            self.first_child.append(torch.searchsorted(self.first_leaf[level + 1], self.first_leaf[level]))
-            parents = torch.searchsorted(self.first_leaf[level], starts, right=True) - 1
-            self.edge_keys.append(parents * codebook_size + self.codes[level])
-        self.max_children = [int((first[1:] - first[:-1]).max()) for first in self.first_child]
-        """Per depth 0 … M−1: the largest number of children of a node."""
-        self.leaf_of_item = torch.empty_like(leaf_items)
-        """(N,) leaf of each item index."""
-        self.leaf_of_item[leaf_items] = torch.arange(self.num_items, device=codes.device)
-
-    def to(self, device: torch.device | str) -> ItemTrie:
-        """The same trie on another device (this object itself if it is there already)."""
-        if self.leaf_items.device == torch.device(device):
-            return self
-        moved = object.__new__(ItemTrie)
-        moved.__dict__.update(self.__dict__)
-        moved.leaf_items, moved.leaf_of_item = self.leaf_items.to(device), self.leaf_of_item.to(device)
-        for name in ("first_leaf", "codes", "first_child", "edge_keys"):
-            setattr(moved, name, [tensor.to(device) for tensor in getattr(self, name)])
-        return moved
-
-    @property
-    def device(self) -> torch.device:
-        return self.leaf_items.device
-
-    def num_nodes(self, depth: int) -> int:
-        return len(self.first_leaf[depth]) - 1
-
-    def subset(self, items: Tensor) -> ItemTrie:
-        """The trie of the items `items` (n,) alone, n ≥ 1 and all different. Items keep the indices they have here, in both directions."""
-        leaves = self.leaf_of_item[items]
-        nodes = [torch.searchsorted(first, leaves, right=True) - 1 for first in self.first_leaf[1:]]
-        codes = torch.stack([codes[node] for codes, node in zip(self.codes, nodes, strict=True)], dim=1)
-        part = ItemTrie(codes, self.codebook_size)
-        part.leaf_items = items[part.leaf_items]
-        # An item outside gets the number that `sorted_leaves` pads with, so that excluding it excludes nothing.
-        part.leaf_of_item = torch.full_like(self.leaf_of_item, part.num_items)
-        part.leaf_of_item[part.leaf_items] = torch.arange(part.num_items, device=items.device)
-        return part
-
-    def children(self, depth: int, nodes: Tensor) -> Children:
-        """Children of `nodes` (...,) of one depth; each field is (..., D). Node −1 has no children."""
-        first = self.first_child[depth]
-        slots = torch.arange(self.max_children[depth], device=nodes.device)
-        start = first[nodes.clamp(min=0)].unsqueeze(-1)
-        valid = (start + slots < first[nodes.clamp(min=0) + 1].unsqueeze(-1)) & (nodes >= 0).unsqueeze(-1)
-        child = torch.where(valid, start + slots, 0)
-        return Children(child, self.codes[depth][child], valid)
-
-    def walk(self, codes: Tensor) -> Tensor:
-        """Node reached from the root along `codes` (..., m), m ≤ M; −1 where no item begins so."""
-        nodes = torch.zeros(codes.shape[:-1], dtype=torch.int64, device=codes.device)
-        for level in range(codes.shape[-1]):
-            code = codes[..., level]
-            wanted = nodes * self.codebook_size + code
-            child = torch.searchsorted(self.edge_keys[level], wanted).clamp(max=len(self.edge_keys[level]) - 1)
-            found = (nodes >= 0) & (code >= 0) & (code < self.codebook_size) & (self.edge_keys[level][child] == wanted)
-            nodes = torch.where(found, child, -1)
-        return nodes
-
-    def allowed(self, depth: int, nodes: Tensor) -> Tensor:
-        """(..., K) bool: codes that continue `nodes` (...,) towards an item."""
-        children = self.children(depth, nodes)
-        mask = torch.zeros(*nodes.shape, self.codebook_size + 1, dtype=torch.bool, device=nodes.device)
-        # The padding is written to a column of its own, so that it cannot overwrite code 0.
-        slots = torch.where(children.valid, children.codes, self.codebook_size)
-        return mask.scatter_(-1, slots, True)[..., : self.codebook_size]
-
-    def fully_excluded(self, depth: int, nodes: Tensor, excluded_leaves: Tensor) -> Tensor:
-        """Which `nodes` (B, ...) hold only excluded items.
-
-        Args:
-            excluded_leaves: (B, E) int64 *different* leaves in ascending order, padded at the end with N.
-        """
-        batch = nodes.shape[0]
-        first = self.first_leaf[depth][nodes.reshape(batch, -1)]
-        last = self.first_leaf[depth][nodes.reshape(batch, -1) + 1]
-        inside = torch.searchsorted(excluded_leaves, last.contiguous()) - torch.searchsorted(excluded_leaves, first.contiguous())
-        return (inside == last - first).reshape(nodes.shape)
-
-    def sorted_leaves(self, items: Tensor) -> Tensor:
-        """(B, E) item indices, −1 = none, as the ascending, duplicate-free leaves `fully_excluded` takes."""
-        leaves = torch.where(items >= 0, self.leaf_of_item[items.clamp(min=0)], self.num_items).sort(dim=-1).values
-        repeated = torch.zeros_like(leaves, dtype=torch.bool)
-        repeated[:, 1:] = leaves[:, 1:] == leaves[:, :-1]
-        return leaves.masked_fill(repeated, self.num_items).sort(dim=-1).values
+At level 0 there is one beam that wrote nothing, and both are zeros (B, 1)."""
 
 
 class PrefixConstrainedLogitsProcessor(LogitsProcessor):
@@ -196,43 +61,167 @@ class PrefixConstrainedLogitsProcessor(LogitsProcessor):
         return constrained
 
 
+class ItemFilter:
+    """Which items of the trie may come out, per user: the items `allowed` (all of them where a user has no such list) but for `denied`.
+
+    Built from the lists alone, in time and memory O(list · log N) and without a table of the catalogue: for every depth, the nodes on
+    the way to an allowed item, or the nodes under which every item is denied. The search looks its beams up in these.
+
+    Args:
+        trie: the trie that is searched.
+        denied: (B, E) item indices, −1 = none; repeats and items outside the trie are harmless.
+        allowed: (B, A) likewise.
+        restricted: (B,) bool, the users whose row of `allowed` counts; all of them where None.
+    """
+
+    def __init__(
+        self, trie: ItemTrie, denied: Tensor | None = None, allowed: Tensor | None = None, restricted: Tensor | None = None
+    ) -> None:
+        lists = [entries for entries in (denied, allowed) if entries is not None]
+        if not lists:
+            raise ValueError("an ItemFilter needs a list of items, denied or allowed; search without one to filter nothing")
+        none = lists[0].new_full((len(lists[0]), 1), -1)  # no list is empty then
+        closing = none if denied is None else torch.cat([denied, none], dim=1)
+        nodes = leaves = _unique_rows(trie.leaves_of(closing), trie.num_items)
+        self.keeps = torch.zeros_like(none, dtype=torch.bool)
+        """(B, 1) whether the user's entries are all she may get, or what she may not."""
+        if allowed is not None:
+            self.keeps = torch.ones_like(self.keeps) if restricted is None else restricted.unsqueeze(1)
+            wanted = trie.leaves_of(torch.cat([allowed, none], dim=1))
+            place = torch.searchsorted(leaves, wanted).clamp(max=leaves.shape[1] - 1)
+            wanted = wanted.masked_fill(leaves.gather(1, place) == wanted, trie.num_items)
+            width = max(leaves.shape[1], wanted.shape[1])
+            leaves, wanted = (functional.pad(rows, (0, width - rows.shape[1]), value=trie.num_items) for rows in (leaves, wanted))
+            nodes = torch.where(self.keeps, wanted, leaves)
+        # Of each level: parents (B, L), −2 where an entry says nothing, and which of the parent's children the entry is, (B, L).
+        self.parents: list[Tensor] = []
+        self.slots: list[Tensor] = []
+        for depth in reversed(range(trie.num_levels)):
+            given = nodes < trie.num_nodes(depth + 1)
+            parents = trie.parents(depth, nodes)
+            # Denied leaves stand in the order of the trie, so those of a node are a run: it is closed when they are all it has.
+            first, last = trie.leaf_range(depth + 1, nodes.masked_fill(~given, 0))
+            closed = torch.searchsorted(leaves, last) - torch.searchsorted(leaves, first) == last - first
+            counts = given & (closed | self.keeps)
+            self.parents.insert(0, torch.where(counts, parents, -2))
+            first_children = trie.first_child[depth][parents.masked_fill(~given, 0)]
+            self.slots.insert(0, (nodes - first_children).masked_fill(~counts, 0))
+            nodes = parents
+
+    def apply(self, level: int, nodes: Tensor, valid: Tensor) -> Tensor:
+        """(B, W, D) bool: which of the children `valid` (B, W, D) of beams at `nodes` (B, W), all different but for −1, still lead to an
+        item that may come out.
+        """
+        batch, width, slots = valid.shape
+        order = nodes.argsort(dim=1)
+        ordered = nodes.gather(1, order)
+        place = torch.searchsorted(ordered, self.parents[level]).clamp(max=width - 1)
+        met = ordered.gather(1, place) == self.parents[level]
+        target = torch.where(met, order.gather(1, place) * slots + self.slots[level], width * slots)
+        listed = torch.zeros(batch, width * slots + 1, dtype=torch.bool, device=valid.device)  # the last column takes what met no beam
+        listed = listed.scatter(1, target, True)[:, :-1].view_as(valid)
+        return valid & (listed == self.keeps.unsqueeze(2))
+
+
+class Diversity(NamedTuple):
+    """How the `size` items of a list are spread over first codes, the coarsest branches of the catalogue.
+
+    At most `max_per_first_code` items share one, and at least `min_first_codes` different ones occur, as far as there are such items.
+    """
+
+    size: int
+    max_per_first_code: int | None = None
+    min_first_codes: int | None = None
+
+    def beams_per_first_code(self, num_beams: int) -> int:
+        """Beams that one first code may hold during the search, so that enough other branches survive to fill the list."""
+        if self.max_per_first_code is None:
+            return num_beams
+        branches = -(-self.size // self.max_per_first_code)
+        return max(self.max_per_first_code, num_beams // branches)
+
+    def best(self, first_codes: Tensor, scores: Tensor, count: int, per_first_code: int) -> Tensor:
+        """(B, min(count, C)) places of the candidates to keep, of scores (B, C) and their first codes (B, C).
+
+        The best of each of the leading `min_first_codes` branches comes first, then everything within `per_first_code`, then the rest;
+        within these by score.
+        """
+        order = scores.argsort(dim=1, descending=True, stable=True)
+        codes = first_codes.gather(1, order)
+        by_code = codes.argsort(dim=1, stable=True)
+        grouped = codes.gather(1, by_code)
+        place = torch.arange(codes.shape[1], device=codes.device).expand_as(codes)
+        rank = torch.empty_like(place).scatter(1, by_code, place - torch.searchsorted(grouped, grouped))  # within its branch
+        leads = (rank == 0) & ((rank == 0).cumsum(1) <= (self.min_first_codes or 0))
+        tier = torch.where(leads, 0, torch.where(rank < per_first_code, 1, 2))
+        tier = tier.masked_fill(scores.gather(1, order) == -torch.inf, 3)
+        return order.gather(1, tier.argsort(dim=1, stable=True)[:, :count])
+
+
 def constrained_beam_search(
-    level_log_probs: Callable[[Tensor], Tensor],
+    next_level: NextLevel,
     trie: ItemTrie,
     batch_size: int,
     num_beams: int,
-    excluded_items: Tensor | None = None,
+    items: ItemFilter | None = None,
+    diversity: Diversity | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Beam search over the M levels of the trie; with `num_beams` ≥ N it scores the whole catalogue.
 
+    All shapes follow from B, `num_beams` and the trie, and nothing is read back from the device, so the search can be compiled whole.
+
     Args:
-        level_log_probs: maps prefixes (B, W, m) of raw codes to (B, W, K) log-probabilities of the next level.
+        next_level: the network, see `NextLevel`; it is called once per level.
         trie: the catalogue, on the device of the computation.
         batch_size: B.
-        num_beams: beams kept after every level.
-        excluded_items: (B, E) item indices that must not come out, −1 = none. They leave the trie, so beams are never spent
-            on prefixes that lead to excluded items only.
+        num_beams: W, beams kept after every level.
+        items: which items may come out; others leave the trie, so beams are never spent on prefixes that lead to none.
+        diversity: spread of the list over first codes; the list has at most `diversity.size` items then.
 
     Returns:
         items (B, W) int64, best first, −1 where fewer than W items are possible, and scores (B, W) fp32, Σ log p (−inf there).
     """
-    excluded_leaves = None if excluded_items is None else trie.sorted_leaves(excluded_items)
     nodes = torch.zeros(batch_size, 1, dtype=torch.int64, device=trie.device)
     scores = torch.zeros(batch_size, 1, dtype=torch.float32, device=trie.device)
-    prefixes = torch.empty(batch_size, 1, 0, dtype=torch.int64, device=trie.device)
+    parents = codes = first_codes = nodes
     for level in range(trie.num_levels):
         children = trie.children(level, nodes)
-        possible = children.valid
-        if excluded_leaves is not None:
-            possible = possible & ~trie.fully_excluded(level + 1, children.nodes, excluded_leaves)
-        totals = scores.unsqueeze(-1) + level_log_probs(prefixes).float().gather(-1, children.codes)
-        totals = totals.masked_fill(~possible, -torch.inf).flatten(1)
-        scores, chosen = totals.topk(min(num_beams, totals.shape[1]), dim=-1)
+        if items is not None:
+            children = children._replace(valid=items.apply(level, nodes, children.valid))
+        totals = _child_scores(next_level(level, parents, codes), children, scores)
+        if diversity is None or level == 0:
+            scores, chosen = totals.topk(min(num_beams, totals.shape[1]), dim=1)
+        else:
+            slots = children.codes.shape[-1]
+            chosen = diversity.best(first_codes.repeat_interleave(slots, 1), totals, num_beams, diversity.beams_per_first_code(num_beams))
+            scores = totals.gather(1, chosen)
         parents = chosen // children.codes.shape[-1]
         codes = children.codes.flatten(1).gather(1, chosen)
-        nodes = children.nodes.flatten(1).gather(1, chosen)
-        prefixes = torch.cat([prefixes.gather(1, parents.unsqueeze(-1).expand(-1, -1, level)), codes.unsqueeze(-1)], dim=-1)
-    return torch.where(scores > -torch.inf, trie.leaf_items[nodes], -1), scores
+        nodes = torch.where(scores > -torch.inf, children.nodes.flatten(1).gather(1, chosen), -1)
+        first_codes = codes if level == 0 else first_codes.gather(1, parents)
+    if diversity is not None:
+        nodes, scores = _spread_list(nodes, scores, first_codes, diversity)
+    return torch.where(nodes >= 0, trie.leaf_items[nodes.clamp(min=0)].long(), -1), scores
+
+
+def _child_scores(logits: Tensor, children: Children, scores: Tensor) -> Tensor:
+    """(B, W·D) fp32 scores of all children: those of the beams (B, W) and log p, over the K logits (B, W, K), of the child's code."""
+    logits = logits.float()
+    shift = scores - logits.logsumexp(dim=-1)
+    return (logits.gather(-1, children.codes) + shift.unsqueeze(-1)).masked_fill(~children.valid, -torch.inf).flatten(1)
+
+
+def _spread_list(nodes: Tensor, scores: Tensor, first_codes: Tensor, diversity: Diversity) -> tuple[Tensor, Tensor]:
+    """The list out of the last beams (B, W): at most `size` of them, what would break the limit left out, best first."""
+    limit = diversity.max_per_first_code or nodes.shape[1]
+    chosen = diversity.best(first_codes, scores, diversity.size, limit)
+    nodes, scores, first_codes = (values.gather(1, chosen) for values in (nodes, scores, first_codes))
+    scores, order = scores.sort(dim=1, descending=True, stable=True)
+    nodes, first_codes = nodes.gather(1, order), first_codes.gather(1, order)
+    same = (first_codes.unsqueeze(1) == first_codes.unsqueeze(2)).tril(-1).sum(2)  # better ones with the same first code
+    over = same >= limit
+    scores, order = scores.masked_fill(over, -torch.inf).sort(dim=1, descending=True, stable=True)
+    return nodes.masked_fill(over, -1).gather(1, order), scores
 
 
 def merge_rankings(items: Tensor, scores: Tensor, others: Tensor, other_scores: Tensor, boost: float, size: int) -> tuple[Tensor, Tensor]:
@@ -249,3 +238,11 @@ def merge_rankings(items: Tensor, scores: Tensor, others: Tensor, other_scores: 
     both = torch.cat([scores, other_scores + boost], dim=1)
     order = both.argsort(dim=1, descending=True, stable=True)[:, :size]
     return torch.cat([items, others], dim=1).gather(1, order), both.gather(1, order)
+
+
+def _unique_rows(values: Tensor, filler: int) -> Tensor:
+    """(B, L) ascending and free of repeats; freed places are at the end and hold `filler`, which is larger than any value."""
+    ordered = values.sort(dim=1).values
+    repeated = torch.zeros_like(ordered, dtype=torch.bool)
+    repeated[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    return ordered.masked_fill(repeated, filler).sort(dim=1).values

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,36 +15,15 @@ from transformers.models.t5.modeling_t5 import T5Stack
 from transformers.utils import cached_file
 
 from .configuration_cemg import CEMGConfig
-from .generation_cemg import ItemTrie, PrefixConstrainedLogitsProcessor, constrained_beam_search, merge_rankings
+from .recommendation_cemg import DEFAULT_NUM_BEAMS, RecommendationMixin
 from .tokenization_cemg import CEMGTokenizer
 
-DEFAULT_NUM_BEAMS = 20
-BEAMS_PER_PASS = 64
 TOKEN_MATRICES = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
 REMOTE_CODE = {
     "AutoConfig": "configuration_cemg.CEMGConfig",
     "AutoModel": "modeling_cemg.CEMGForConditionalGeneration",
     "AutoModelForSeq2SeqLM": "modeling_cemg.CEMGForConditionalGeneration",
 }
-
-
-class Recommendation(NamedTuple):
-    """One recommended item and its score, Σ log p over the M codes (eq. 6)."""
-
-    item_id: str
-    score: float
-
-
-class SeparateRankings(NamedTuple):
-    """Rankings of trained and of new items, each by beams of its own (of new items also by content).
-
-    Item indices (B, W) int64 with −1 for none, and scores fp32.
-    """
-
-    items: Tensor
-    scores: Tensor
-    new_items: Tensor
-    new_scores: Tensor
 
 
 def items_before(attention_mask: Tensor, num_levels: int) -> Tensor:
@@ -92,7 +69,7 @@ class RecencyBias(nn.Embedding):
     """
 
 
-class CEMGForConditionalGeneration(T5ForConditionalGeneration):
+class CEMGForConditionalGeneration(RecommendationMixin, T5ForConditionalGeneration):
     """T5 over item codes with `recommend`.
 
     Loading a folder (or Hub repository) that holds a tokenizer too attaches it, so that `recommend` works at once:
@@ -114,8 +91,6 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
             self.recency_bias = RecencyBias(config.max_history + 2, config.num_heads)
             nn.init.zeros_(self.recency_bias.weight)
         self.tokenizer: CEMGTokenizer | None = None
-        self._moved_trie: tuple[ItemTrie, ItemTrie] | None = None
-        self._split_tries: tuple[ItemTrie, ItemTrie, ItemTrie] | None = None
         self.generation_config.update(
             max_new_tokens=config.num_levels,
             max_length=None,
@@ -216,23 +191,6 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
                 f"the tokenizer comes from catalogue {tokenizer.trained_fingerprint[:12]}…; load the tokenizer saved with this model"
             )
         self.tokenizer = tokenizer
-
-    @property
-    def trie(self) -> ItemTrie:
-        """The trie of the tokenizer's catalogue as it is now, on the model's device."""
-        if self.tokenizer is None:
-            raise ValueError(
-                "the model has no catalogue yet; load it from a folder that holds its tokenizer, or call model.set_tokenizer(tokenizer)"
-            )
-        trie = self.tokenizer.trie
-        moved = self._moved_trie
-        if moved is None or moved[0] is not trie or moved[1].device != self.device:
-            moved = self._moved_trie = (trie, trie.to(self.device))
-        return moved[1]
-
-    def prefix_constraint(self) -> PrefixConstrainedLogitsProcessor:
-        """The logits processor that keeps plain `generate` inside the catalogue."""
-        return PrefixConstrainedLogitsProcessor(self.trie, self.config.first_code_id)
 
     # ---- training ---------------------------------------------------------------------------------------------------------
 
@@ -351,222 +309,3 @@ class CEMGForConditionalGeneration(T5ForConditionalGeneration):
         # rows answers with the rows as they are trained.
         codes = self.lm_head.weight[first : first + count * size].view(count, size, -1)
         return torch.einsum("...md,mkd->...mk", hidden, codes)
-
-    # ---- recommending -------------------------------------------------------------------------------------------------------
-
-    @torch.inference_mode()
-    def rank(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        num_beams: int,
-        excluded_items: Tensor | None = None,
-        *,
-        new_item_boost: float | None = None,
-        new_item_dense: float = 0.0,
-        new_item_likelihood: float = 1.0,
-    ) -> tuple[Tensor, Tensor]:
-        """Best items for a batch of tokenized histories.
-
-        Args:
-            input_ids, attention_mask: (B, S) as `tokenizer(histories, padding=True, return_tensors="pt")` gives them.
-            num_beams: length of the lists; as many beams as items make the search exhaustive.
-            excluded_items: (B, E) item indices that must not come out, −1 = none.
-            new_item_boost, new_item_dense, new_item_likelihood: see `recommend`.
-
-        Returns: item indices (B, ≤ num_beams) int64, best first, −1 where no further item is possible, and scores, fp32.
-        """
-        if new_item_boost is None:
-            if new_item_dense or new_item_likelihood != 1:
-                raise ValueError("new_item_dense and new_item_likelihood need new_item_boost; give it a number, 0 for no bonus")
-            states = self._encode_history(input_ids, attention_mask)
-            return self._search(self.trie, *states, num_beams, excluded_items)
-        if not math.isfinite(new_item_boost):
-            raise ValueError(f"new_item_boost must be a finite number or None, got {new_item_boost}")
-        for name, weight in (("new_item_dense", new_item_dense), ("new_item_likelihood", new_item_likelihood)):
-            if not (math.isfinite(weight) and weight >= 0):
-                raise ValueError(f"{name} must be a finite number of at least 0, got {weight}")
-        weights = {"new_item_dense": new_item_dense, "new_item_likelihood": new_item_likelihood}
-        found = self.rank_separately(input_ids, attention_mask, num_beams, excluded_items, **weights)
-        return merge_rankings(*found, new_item_boost, num_beams)
-
-    @torch.inference_mode()
-    def rank_separately(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        num_beams: int,
-        excluded_items: Tensor | None = None,
-        *,
-        new_item_dense: float = 0.0,
-        new_item_likelihood: float = 1.0,
-    ) -> SeparateRankings:
-        """Trained and new items ranked apart, from one pass of the encoder: new items never compete with trained ones for beams.
-
-        Arguments as for `rank`. `merge_rankings(*found, boost)` makes one list of the two, for any boost.
-        """
-        input_ids, attention_mask, states = self._encode_history(input_ids, attention_mask)
-        tries = self._tries_by_age()
-        if tries is None:
-            items, scores = self._search(self.trie, input_ids, attention_mask, states, num_beams, excluded_items)
-            return SeparateRankings(items, scores, items[:, :0], scores[:, :0])
-        trained, new = tries
-        items, scores = self._search(trained, input_ids, attention_mask, states, num_beams, excluded_items)
-        new_items, new_scores = self._search(new, input_ids, attention_mask, states, num_beams, excluded_items)
-        if new_item_dense:
-            found = (new_items, new_scores)
-            new_items, new_scores = self._score_by_content(input_ids, excluded_items, found, new_item_dense, new_item_likelihood, num_beams)
-        else:
-            new_scores = torch.where(new_items >= 0, new_item_likelihood * new_scores, -torch.inf)
-        return SeparateRankings(items, scores, new_items, new_scores)
-
-    def _encode_history(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Token ids and mask on the model's device, and the encoder's states (B, S, D)."""
-        input_ids, attention_mask = input_ids.to(self.device), attention_mask.to(self.device)
-        return input_ids, attention_mask, self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-
-    def _tries_by_age(self) -> tuple[ItemTrie, ItemTrie] | None:
-        """Tries of the trained and of the new items; None where one of the two has no items. Made again when the catalogue changes."""
-        whole, tokenizer, split = self.trie, self.tokenizer, self._split_tries
-        assert tokenizer is not None
-        if split is None or split[0] is not whole:
-            new = tokenizer.new_items.to(whole.device)
-            if not bool(new.any()) or bool(new.all()):
-                return None
-            split = self._split_tries = (whole, whole.subset((~new).nonzero().flatten()), whole.subset(new.nonzero().flatten()))
-        return split[1:]
-
-    def _score_by_content(
-        self, input_ids: Tensor, excluded_items: Tensor | None, found: tuple[Tensor, Tensor], dense: float, likelihood: float, size: int
-    ) -> tuple[Tensor, Tensor]:
-        """The `size` best of all new items by likelihood · Σ log p + dense · cosine with the history.
-
-        Σ log p is known of the items the beams `found`, (B, W) each; the others had less than the last of these, and get that.
-        """
-        tokenizer = self.tokenizer
-        assert tokenizer is not None
-        if tokenizer.item_vectors is None:
-            raise ValueError("new_item_dense needs content vectors, and this tokenizer holds none; leave it at 0")
-        vectors = tokenizer.item_vectors.to(self.device).float()
-        new = tokenizer.new_items.to(self.device).nonzero().flatten()
-        cosines = functional.normalize(self._history_vectors(input_ids, vectors), dim=1) @ functional.normalize(vectors[new], dim=1).T
-        items, scores = found
-        place = torch.full((len(vectors) + 1,), len(new), device=self.device)  # the last column takes what is no item
-        place[new] = torch.arange(len(new), device=self.device)
-        least = scores.masked_fill(scores == -torch.inf, torch.inf).amin(1, keepdim=True)
-        log_probs = torch.where(least == torch.inf, 0.0, least).expand(-1, len(new) + 1).clone()
-        log_probs.scatter_(1, place[torch.where(scores > -torch.inf, items, -1)], scores)
-        totals = likelihood * log_probs[:, :-1] + dense * cosines
-        if excluded_items is not None:
-            hidden = torch.zeros(len(totals), len(new) + 1, dtype=torch.bool, device=self.device)
-            hidden.scatter_(1, place[excluded_items.to(self.device)], True)
-            totals = totals.masked_fill(hidden[:, :-1], -torch.inf)
-        best, chosen = totals.topk(min(size, len(new)), dim=1)
-        return torch.where(best > -torch.inf, new[chosen], -1), best
-
-    def _history_vectors(self, input_ids: Tensor, vectors: Tensor) -> Tensor:
-        """(B, V) sum of the unit content vectors of the items in token sequences (B, S), wherever the padding stands."""
-        levels, size = self.config.num_levels, self.config.codebook_size
-        if input_ids.shape[1] < levels:
-            return vectors.new_zeros(len(input_ids), vectors.shape[1])
-        windows = (input_ids - self.config.first_code_id).unfold(1, levels, 1)  # an item begins where a code of the first level stands
-        begins = (windows[..., 0] >= 0) & (windows[..., 0] < size)
-        leaves = self.trie.walk(windows - size * torch.arange(levels, device=self.device))
-        present = begins & (leaves >= 0)
-        items = self.trie.leaf_items[leaves.clamp(min=0)]
-        return (functional.normalize(vectors, dim=1)[items] * present.unsqueeze(-1)).sum(1)
-
-    def _search(
-        self,
-        trie: ItemTrie,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        states: Tensor,
-        num_beams: int,
-        excluded_items: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Constrained beam search in `trie` from encoded histories."""
-        size = self.config.codebook_size
-
-        def level_log_probs(prefixes: Tensor) -> Tensor:
-            level = prefixes.shape[-1]
-            offsets = self.config.first_code_id + size * torch.arange(level, device=prefixes.device)
-            start = prefixes.new_full((*prefixes.shape[:-1], 1), self.config.decoder_start_token_id)
-            tokens = torch.cat([start, prefixes + offsets], dim=-1)
-            # Beams share one decoder sequence, whose self-attention grows with its square: many beams go in several.
-            parts = tokens.split(BEAMS_PER_PASS, dim=1)
-            hidden = torch.cat([self._decode_blocks(part, states, attention_mask, one_target_per_prefix=False) for part in parts], dim=1)
-            return self._level_logits(hidden[..., -1:, :], first_level=level).squeeze(-2).float().log_softmax(dim=-1)
-
-        excluded = None if excluded_items is None else excluded_items.to(self.device)
-        return constrained_beam_search(level_log_probs, trie, len(states), num_beams, excluded)
-
-    def recommend(
-        self,
-        histories: Sequence[str] | Sequence[Sequence[str]],
-        k: int = 10,
-        *,
-        exclude_history: bool = False,
-        num_beams: int | None = None,
-        batch_size: int = 64,
-        on_unknown: str = "error",
-        new_item_boost: float | None = None,
-        new_item_dense: float = 0.0,
-        new_item_likelihood: float = 1.0,
-    ) -> list[Recommendation] | list[list[Recommendation]]:
-        """The k most probable next items of each history; every one of them is an item of the catalogue.
-
-        Args:
-            histories: item ids in chronological order, of one user or of a list of users. An empty history is a new user.
-            k: items per list; the list is shorter only when fewer items are possible.
-            exclude_history: leave out every item of the given history, also those before the last `max_history`.
-            num_beams: beams of the search, at least k (default: max(k, 20)).
-            batch_size: users per forward pass.
-            on_unknown: item ids that are not in the catalogue raise ("error") or are left out of the history ("skip").
-            new_item_boost: items added after training get beams of their own, and this bonus on their Σ log p; a decoder hardly
-                ever writes codes it was not trained on otherwise. 0: own beams without a bonus. None: all items share the beams.
-            new_item_dense: weight of the cosine between a new item's content vector and the mean of the history's, added to its score.
-                All new items are candidates then. LIGER (arXiv 2411.18814) ranks cold candidates by such a cosine.
-            new_item_likelihood: weight of Σ log p in a new item's score; what a decoder thinks of codes it never saw is noisy, and
-                with `new_item_dense` less of it is more.
-
-        Returns: one list of `Recommendation(item_id, score)` per history, best first; for one history just its list.
-
-        Raises:
-            ValueError: no tokenizer attached, k < 1, num_beams < k, unknown item ids, or `new_item_…` settings that cannot work (not
-                finite, given without `new_item_boost`, or a tokenizer without content vectors).
-        """
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
-        num_beams = max(k, DEFAULT_NUM_BEAMS) if num_beams is None else num_beams
-        if num_beams < k:
-            raise ValueError(f"num_beams={num_beams} cannot fill lists of k={k}; use at least k beams")
-        _ = self.trie  # raises when no catalogue is attached
-        tokenizer = self.tokenizer
-        assert tokenizer is not None
-        single = tokenizer.is_one_history(histories)
-        batch: list[Sequence[str]] = [histories] if single else list(histories)  # type: ignore[list-item]
-        known = [tokenizer.item_indices(history, on_unknown=on_unknown) for history in batch]
-        results: list[list[Recommendation]] = []
-        training = self.training
-        self.eval()
-        try:
-            for first in range(0, len(known), batch_size):
-                part = known[first : first + batch_size]
-                inputs = tokenizer.pad({"input_ids": [tokenizer.history_ids(indices) for indices in part]}, return_tensors="pt")
-                excluded = nn.utils.rnn.pad_sequence(part, batch_first=True, padding_value=-1) if exclude_history else None
-                items, scores = self.rank(
-                    inputs["input_ids"],
-                    inputs["attention_mask"],
-                    num_beams,
-                    excluded,
-                    new_item_boost=new_item_boost,
-                    new_item_dense=new_item_dense,
-                    new_item_likelihood=new_item_likelihood,
-                )
-                for row, values in zip(items[:, :k].tolist(), scores[:, :k].tolist(), strict=True):
-                    found = [Recommendation(tokenizer.item_ids[item], score) for item, score in zip(row, values, strict=True) if item >= 0]
-                    results.append(found)
-        finally:
-            self.train(training)
-        return results[0] if single else results

@@ -19,8 +19,8 @@ from transformers import BatchEncoding, PreTrainedTokenizer
 
 from .assignment_cemg import assign_unique_codes
 from .description_cemg import BranchDescription, describe_branch, parse_prefix
-from .generation_cemg import ItemTrie
 from .modeling_rqvae import CEMGRQVAE, CEMGRQVAEConfig
+from .trie_cemg import ItemTrie
 
 VOCAB_FILES_NAMES = {
     "item_ids_file": "item_ids.json",

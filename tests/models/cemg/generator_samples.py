@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
 from cemg_hf import CEMGRQVAE, CEMGConfig, CEMGForConditionalGeneration, CEMGRQVAEConfig, CEMGTokenizer
@@ -14,6 +15,14 @@ def random_codes(num_items: int, num_levels: int = NUM_LEVELS, codebook_size: in
     """(N, M) different codes."""
     drawn = torch.randperm(codebook_size**num_levels, generator=torch.Generator().manual_seed(seed))[:num_items]
     return torch.stack([drawn // codebook_size**level % codebook_size for level in reversed(range(num_levels))], dim=1)
+
+
+@st.composite
+def catalogues(draw, max_items: int = 30) -> tuple[Tensor, int]:
+    """Codes (N, M) of a random catalogue, from one item to all K^M, and K."""
+    num_levels, codebook_size = draw(st.integers(1, 4)), draw(st.integers(2, 5))
+    num_items = draw(st.integers(1, min(max_items, codebook_size**num_levels)))
+    return random_codes(num_items, num_levels, codebook_size, seed=draw(st.integers(0, 10**6))), codebook_size
 
 
 def item_tokenizer(num_items: int = 60, seed: int = 0, **settings) -> CEMGTokenizer:

@@ -1,115 +1,21 @@
-"""The trie against a Python dictionary, the beam search against the obvious one, the logits processor against the trie."""
+"""The beam search against the obvious one, filters against sets, the logits processor against the trie."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
-from generator_samples import random_codes
+from generator_samples import catalogues, random_codes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from cemg_hf import ItemTrie, PrefixConstrainedLogitsProcessor, constrained_beam_search
-from cemg_hf.models.cemg.generation_cemg import merge_rankings
+from cemg_hf.models.cemg.generation_cemg import Diversity, ItemFilter, merge_rankings
 
-
-@st.composite
-def catalogues(draw, max_items: int = 30) -> tuple[Tensor, int]:
-    """Codes (N, M) of a random catalogue, from one item to all K^M, and K."""
-    num_levels, codebook_size = draw(st.integers(1, 4)), draw(st.integers(2, 5))
-    num_items = draw(st.integers(1, min(max_items, codebook_size**num_levels)))
-    return random_codes(num_items, num_levels, codebook_size, seed=draw(st.integers(0, 10**6))), codebook_size
-
-
-def prefix_of(trie: ItemTrie, codes: Tensor, depth: int, node: int) -> tuple[int, ...]:
-    return tuple(codes[trie.leaf_items[trie.first_leaf[depth][node]], :depth].tolist())
-
-
-def check_against_dictionary(codes: Tensor, codebook_size: int) -> None:
-    trie = ItemTrie(codes, codebook_size)
-    rows = [tuple(row) for row in codes.tolist()]
-    assert torch.equal(trie.leaf_items[trie.walk(codes)], torch.arange(len(rows)))
-    assert torch.equal(trie.leaf_of_item[trie.leaf_items], torch.arange(len(rows)))
-    for depth in range(trie.num_levels):
-        continuations: dict[tuple[int, ...], set[int]] = {}
-        for row in rows:
-            continuations.setdefault(row[:depth], set()).add(row[depth])
-        assert trie.num_nodes(depth) == len(continuations)
-        nodes = torch.arange(trie.num_nodes(depth))
-        children, allowed = trie.children(depth, nodes), trie.allowed(depth, nodes)
-        for node in nodes.tolist():
-            prefix = prefix_of(trie, codes, depth, node)
-            valid = children.valid[node]
-            assert children.codes[node][valid].tolist() == sorted(continuations[prefix])
-            assert allowed[node].nonzero().flatten().tolist() == sorted(continuations[prefix])
-            for code, child in zip(children.codes[node][valid].tolist(), children.nodes[node][valid].tolist(), strict=True):
-                assert prefix_of(trie, codes, depth + 1, child) == (*prefix, code)
-            assert int(trie.walk(torch.tensor(prefix, dtype=torch.int64))) == node
-
-
-@settings(max_examples=60, deadline=None)
-@given(catalogues())
-def test_trie_is_the_dictionary_of_prefixes(catalogue):
-    check_against_dictionary(*catalogue)
-
-
-@pytest.mark.parametrize("num_items", [1, 27])
-def test_trie_of_one_item_and_of_every_code(num_items):
-    check_against_dictionary(random_codes(num_items, 3, 3), 3)
-
-
-def test_trie_takes_more_codes_than_a_64_bit_key_counts():
-    codes = torch.tensor([[511] * 8, [511] * 7 + [510], [0] * 8, [0] + [511] * 7])
-    check_against_dictionary(codes, 512)
-
-
-@settings(max_examples=40, deadline=None)
-@given(catalogues(), st.data())
-def test_walk_finds_nothing_off_the_catalogue(catalogue, data):
-    codes, codebook_size = catalogue
-    trie = ItemTrie(codes, codebook_size)
-    length = data.draw(st.integers(0, trie.num_levels))
-    path = data.draw(st.lists(st.integers(-2, codebook_size + 1), min_size=length, max_size=length))
-    known = any(row[:length] == path for row in codes.tolist())
-    node = int(trie.walk(torch.tensor(path, dtype=torch.int64)))
-    assert (node >= 0) == known
-    if not known and length < trie.num_levels:
-        assert not trie.allowed(length, torch.tensor([node])).any()
-
-
-@pytest.mark.parametrize(
-    ("codes", "message"),
-    [
-        ([[0, 1], [1, 1], [0, 1]], "items 0 and 2 share one code"),
-        ([[0, 1], [0, 4]], "must lie in 0 … 3, found 0 … 4"),
-        ([[0, -1]], "found -1"),
-        ([0, 1], r"shape \(2,\)"),
-        (torch.empty(0, 2), r"shape \(0, 2\)"),
-    ],
-)
-def test_impossible_codes_are_refused(codes, message):
-    with pytest.raises(ValueError, match=message):
-        ItemTrie(torch.as_tensor(codes), 4)
-
-
-@settings(max_examples=60, deadline=None)
-@given(catalogues(), st.data())
-def test_fully_excluded_is_brute_force(catalogue, data):
-    codes, codebook_size = catalogue
-    trie = ItemTrie(codes, codebook_size)
-    items = st.lists(st.integers(-1, len(codes) - 1), min_size=0, max_size=40)  # repeats, holes and padding
-    excluded = data.draw(st.lists(items, min_size=1, max_size=3))
-    padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(row, dtype=torch.int64) for row in excluded], True, -1)
-    leaves = trie.sorted_leaves(padded)
-    for depth in range(trie.num_levels + 1):
-        nodes = torch.arange(trie.num_nodes(depth)).expand(len(excluded), -1)
-        found = trie.fully_excluded(depth, nodes, leaves)
-        for row, gone in enumerate(excluded):
-            alive = {tuple(code[:depth]) for item, code in enumerate(codes.tolist()) if item not in gone}
-            for node in range(trie.num_nodes(depth)):
-                assert bool(found[row, node]) == (prefix_of(trie, codes, depth, node) not in alive)
+# ---- the beam search ------------------------------------------------------------------------------------------------------------
 
 
 class RandomModel:
@@ -126,6 +32,18 @@ class RandomModel:
         level = prefixes.shape[-1]
         place = (prefixes * self.codebook_size ** torch.arange(level - 1, -1, -1)).sum(-1)
         return self.tables[level].gather(1, place.unsqueeze(-1).expand(-1, -1, self.codebook_size))
+
+    def steps(self) -> Callable[[int, Tensor, Tensor], Tensor]:
+        """The same as `NextLevel`, one search long; logits that are no log-probabilities, for the search has to normalise."""
+        written: list[Tensor] = []
+
+        def next_level(level: int, parents: Tensor, codes: Tensor) -> Tensor:
+            assert level == len(written)
+            prefixes = written[-1].gather(1, parents.unsqueeze(-1).expand(-1, -1, level - 1)) if level else codes.unsqueeze(-1)[..., :0]
+            written.append(torch.cat([prefixes, codes.unsqueeze(-1)], dim=-1) if level else prefixes)
+            return self(written[-1]) + 3.0
+
+        return next_level
 
     def item_scores(self, codes: Tensor) -> Tensor:
         """(B, N) Σ log p of every item."""
@@ -158,7 +76,8 @@ def test_beam_search_is_the_obvious_one(catalogue, num_beams, seed, data):
     gone = data.draw(st.lists(st.lists(st.integers(0, len(codes) - 1), max_size=20), min_size=2, max_size=2))
     model = RandomModel(2, codes.shape[1], codebook_size, seed)
     padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(row, dtype=torch.int64) for row in gone], True, -1)
-    items, scores = constrained_beam_search(model, ItemTrie(codes, codebook_size), 2, num_beams, padded)
+    trie = ItemTrie(codes, codebook_size)
+    items, scores = constrained_beam_search(model.steps(), trie, 2, num_beams, ItemFilter(trie, padded))
     assert items.dtype == torch.int64
     assert scores.dtype == torch.float32
     assert items.shape == scores.shape
@@ -178,8 +97,10 @@ def test_as_many_beams_as_items_search_exhaustively(catalogue, seed, data):
     model = RandomModel(2, codes.shape[1], codebook_size, seed)
     gone = data.draw(st.sets(st.integers(0, count - 1)))
     scores = model.item_scores(codes)
-    for excluded, kept in ((None, range(count)), (torch.tensor([sorted(gone), sorted(gone)]).long(), sorted(set(range(count)) - gone))):
-        items, found = constrained_beam_search(model, ItemTrie(codes, codebook_size), 2, count + data.draw(st.integers(0, 3)), excluded)
+    trie = ItemTrie(codes, codebook_size)
+    without = ItemFilter(trie, torch.tensor([sorted(gone), sorted(gone)]).long())
+    for chosen, kept in ((None, range(count)), (without, sorted(set(range(count)) - gone))):
+        items, found = constrained_beam_search(model.steps(), trie, 2, count + data.draw(st.integers(0, 3)), chosen)
         for row in range(2):
             listed = items[row][items[row] >= 0]
             assert sorted(listed.tolist()) == list(kept)
@@ -189,7 +110,8 @@ def test_as_many_beams_as_items_search_exhaustively(catalogue, seed, data):
 
 def test_excluding_everything_leaves_empty_lists():
     codes = random_codes(9, 2, 4)
-    items, scores = constrained_beam_search(RandomModel(1, 2, 4, 0), ItemTrie(codes, 4), 1, 5, torch.arange(9).unsqueeze(0))
+    trie = ItemTrie(codes, 4)
+    items, scores = constrained_beam_search(RandomModel(1, 2, 4, 0).steps(), trie, 1, 5, ItemFilter(trie, torch.arange(9).unsqueeze(0)))
     assert (items == -1).all()
     assert (scores == -torch.inf).all()
 
@@ -223,6 +145,74 @@ def test_processor_refuses_to_write_past_an_item():
         processor(torch.zeros(1, 3, dtype=torch.int64), torch.zeros(1, 20))
 
 
+# ---- filters and diversity ------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=80, deadline=None)
+@given(catalogues(), st.integers(1, 12), st.integers(0, 10**6), st.data())
+def test_denied_and_allowed_lists_compose_and_leave_as_many_items_as_there_are(catalogue, num_beams, seed, data):
+    codes, codebook_size = catalogue
+    every = range(-1, len(codes))  # −1 is padding; repeats are drawn too
+    rows = st.lists(st.lists(st.sampled_from(every), max_size=20), min_size=2, max_size=2)
+    denied, allowed = data.draw(rows), data.draw(rows)
+    restricted = torch.tensor(data.draw(st.lists(st.booleans(), min_size=2, max_size=2)))
+    model, trie = RandomModel(2, codes.shape[1], codebook_size, seed), ItemTrie(codes, codebook_size)
+    padded = [torch.nn.utils.rnn.pad_sequence([torch.tensor(row).long() for row in lists], True, -1) for lists in (denied, allowed)]
+    chosen = ItemFilter(trie, *padded, data.draw(st.sampled_from([restricted, None])) if restricted.all() else restricted)
+    items, _ = constrained_beam_search(model.steps(), trie, 2, num_beams, chosen)
+    for row in range(2):
+        open_items = (set(allowed[row]) if restricted[row] else set(every)) - set(denied[row]) - {-1}
+        gone = set(range(len(codes))) - open_items
+        expected = obvious_beam_search(model, row, codes.tolist(), gone, num_beams)
+        assert len(expected) == min(num_beams, len(open_items))  # a beam never ends where nothing may come out
+        assert items[row, : len(expected)].tolist() == [item for item, _ in expected]
+        assert (items[row, len(expected) :] == -1).all()
+
+
+def test_a_filter_without_lists_is_refused():
+    with pytest.raises(ValueError, match="needs a list"):
+        ItemFilter(ItemTrie(random_codes(5, 2, 4), 4))
+
+
+@settings(max_examples=100, deadline=None)
+@given(catalogues(), st.integers(1, 8), st.integers(0, 6), st.integers(0, 10**6), st.data())
+def test_lists_are_as_diverse_as_asked_and_as_long_as_possible(catalogue, size, more_beams, seed, data):
+    codes, codebook_size = catalogue
+    limit = data.draw(st.one_of(st.none(), st.integers(1, size)))
+    branches = data.draw(st.one_of(st.none(), st.integers(1, size)))
+    model, trie = RandomModel(2, codes.shape[1], codebook_size, seed), ItemTrie(codes, codebook_size)
+    items, scores = constrained_beam_search(model.steps(), trie, 2, size + more_beams, None, Diversity(size, limit, branches))
+    assert items.shape[1] <= size
+    available = torch.bincount(codes[:, 0], minlength=codebook_size)
+    possible = int(available.clamp(max=limit or size).sum())
+    exact = model.item_scores(codes)
+    for row in range(2):
+        found = items[row][items[row] >= 0]
+        assert len(found) == min(size, possible)
+        assert len(found.unique()) == len(found)
+        assert torch.allclose(scores[row, : len(found)], exact[row, found], atol=1e-4)
+        assert (scores[row, : len(found)].diff() <= 0).all()
+        counts = torch.bincount(codes[found, 0], minlength=codebook_size)
+        assert int(counts.max()) <= (limit or size)
+        assert int((counts > 0).sum()) >= min(branches or 1, int((available > 0).sum()))
+
+
+@settings(max_examples=60, deadline=None)
+@given(catalogues(), st.integers(1, 8), st.integers(0, 10**6), st.data())
+def test_an_exhaustive_search_is_diversified_exactly(catalogue, size, seed, data):
+    codes, codebook_size = catalogue
+    limit = data.draw(st.integers(1, size))
+    model, trie = RandomModel(2, codes.shape[1], codebook_size, seed), ItemTrie(codes, codebook_size)
+    items, _ = constrained_beam_search(model.steps(), trie, 2, max(len(codes), size), None, Diversity(size, limit))
+    scores = model.item_scores(codes)
+    for row in range(2):
+        expected: list[int] = []
+        for item in scores[row].argsort(descending=True).tolist():
+            same = sum(int(codes[other, 0]) == int(codes[item, 0]) for other in expected)
+            expected += [item] if same < limit and len(expected) < size else []
+        assert items[row][items[row] >= 0].tolist() == expected
+
+
 # ---- parts of a catalogue ---------------------------------------------------------------------------------------------------------
 
 
@@ -235,9 +225,10 @@ def test_searching_a_subset_is_searching_the_whole_without_the_others(catalogue,
     gone = data.draw(st.lists(st.sampled_from(every), max_size=8))
     model, trie = RandomModel(2, codes.shape[1], codebook_size, seed), ItemTrie(codes, codebook_size)
     others = sorted({*every, *gone} - (set(chosen) - set(gone)))
-    expected = constrained_beam_search(model, trie, 2, num_beams, torch.tensor([others, others], dtype=torch.int64))
-    excluded = torch.tensor([gone, gone], dtype=torch.int64).reshape(2, -1)
-    items, scores = constrained_beam_search(model, trie.subset(torch.tensor(chosen)), 2, num_beams, excluded)
+    expected = constrained_beam_search(model.steps(), trie, 2, num_beams, ItemFilter(trie, torch.tensor([others, others]).long()))
+    part = trie.subset(torch.tensor(chosen))
+    excluded = ItemFilter(part, torch.tensor([gone, gone], dtype=torch.int64).reshape(2, -1))
+    items, scores = constrained_beam_search(model.steps(), part, 2, num_beams, excluded)
     width = items.shape[1]  # the subset has fewer children to choose from; the lists' ends are empty there
     assert torch.equal(items, expected[0][:, :width])
     assert torch.equal(scores, expected[1][:, :width])

@@ -1,0 +1,443 @@
+"""What a trained generator does with its catalogue: ranked items for histories, by the one constrained beam search."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.generation.utils import GenerateBeamEncoderDecoderOutput
+
+from .decoding_cemg import BeamDecoder
+from .generation_cemg import Diversity, ItemFilter, PrefixConstrainedLogitsProcessor, constrained_beam_search, merge_rankings
+from .tokenization_cemg import CEMGTokenizer
+from .trie_cemg import ItemTrie
+
+if TYPE_CHECKING:
+    from transformers import T5PreTrainedModel as Base
+else:
+    Base = object
+
+DEFAULT_NUM_BEAMS = 20
+LISTED_PER_USER = 1024  # a longer list that holds for all histories makes a trie of its own
+CONSTRAINED_ARGUMENTS = {"input_ids", "attention_mask", "num_beams", "num_return_sequences", "return_dict_in_generate", "output_scores"}
+
+NOTHING = torch.empty(0, dtype=torch.int64)
+Rows = Sequence[Tensor | None]
+ItemLists = Sequence[str] | Sequence[Sequence[str] | None]
+"""One list of item ids for all histories, or one for each (None: no such list)."""
+
+
+class Recommendation(NamedTuple):
+    """One recommended item and its score, Σ log p over the M codes (eq. 6)."""
+
+    item_id: str
+    score: float
+
+
+class SeparateRankings(NamedTuple):
+    """Rankings of trained and of new items, each by beams of its own.
+
+    Item indices (B, W) int64 with −1 for none, and scores fp32.
+    """
+
+    items: Tensor
+    scores: Tensor
+    new_items: Tensor
+    new_scores: Tensor
+
+
+class RecommendationMixin(Base):
+    """`recommend`, `rank` and constrained `generate` of a T5 that writes item codes, as transformers' GenerationMixin is to `generate`."""
+
+    if TYPE_CHECKING:
+        config: Any
+        tokenizer: CEMGTokenizer | None
+        encoder: Any
+        decoder: Any
+
+        def _cross_attention_mask(self, attention_mask: Tensor, num_targets: int | None) -> Tensor: ...
+        def _level_logits(self, hidden: Tensor, first_level: int) -> Tensor: ...
+
+    _moved_trie: tuple[ItemTrie, ItemTrie] | None = None
+    _split_tries: tuple[ItemTrie, ItemTrie | None, ItemTrie | None] | None = None
+
+    # ---- the catalogue --------------------------------------------------------------------------------------------------------
+
+    @property
+    def trie(self) -> ItemTrie:
+        """The trie of the tokenizer's catalogue as it is now, on the model's device."""
+        if self.tokenizer is None:
+            raise ValueError(
+                "the model has no catalogue yet; load it from a folder that holds its tokenizer, or call model.set_tokenizer(tokenizer)"
+            )
+        trie = self.tokenizer.trie
+        moved = self._moved_trie
+        if moved is None or moved[0] is not trie or moved[1].device != self.device:
+            moved = self._moved_trie = (trie, trie.to(self.device))
+        return moved[1]
+
+    def prefix_constraint(self) -> PrefixConstrainedLogitsProcessor:
+        """The logits processor that keeps transformers' own `generate` loop inside the catalogue."""
+        return PrefixConstrainedLogitsProcessor(self.trie, self.config.first_code_id)
+
+    # ---- tensors in, tensors out ----------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def rank(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        num_beams: int,
+        excluded_items: Tensor | None = None,
+        *,
+        allowed_items: Tensor | None = None,
+        restricted: Tensor | None = None,
+        diversity: Diversity | None = None,
+        trie: ItemTrie | None = None,
+        new_item_boost: float | None = None,
+        new_item_dense: float = 0.0,
+        new_item_likelihood: float = 1.0,
+    ) -> tuple[Tensor, Tensor]:
+        """Best items for a batch of tokenized histories.
+
+        Args:
+            input_ids, attention_mask: (B, S) as `tokenizer(histories, padding=True, return_tensors="pt")` gives them.
+            num_beams: length of the lists; as many beams as items make the search exhaustive.
+            excluded_items: (B, E) item indices that must not come out, −1 = none.
+            allowed_items: (B, A) the only item indices that may come out, −1 = none.
+            restricted: (B,) bool, rows of `allowed_items` that count (default: all).
+            diversity: spread of the lists over first codes.
+            trie: search in this one, such as `model.trie.subset(items)`, instead of the whole catalogue.
+            new_item_boost, new_item_dense, new_item_likelihood: see `recommend`.
+
+        Returns: item indices (B, ≤ num_beams) int64, best first, −1 where no further item is possible, and scores, fp32.
+        """
+        filters: dict[str, Any] = {"excluded_items": excluded_items, "allowed_items": allowed_items, "restricted": restricted}
+        if new_item_boost is None:
+            if new_item_dense or new_item_likelihood != 1:
+                raise ValueError("new_item_dense and new_item_likelihood need new_item_boost; give it a number, 0 for no bonus")
+            trie = self.trie if trie is None else trie
+            return self._search(trie, *self._encode_history(input_ids, attention_mask), num_beams, diversity, **filters)
+        if not math.isfinite(new_item_boost):
+            raise ValueError(f"new_item_boost must be a finite number or None, got {new_item_boost}")
+        if diversity is not None:
+            raise ValueError("max_per_first_code and min_first_codes do not go with new_item_boost, whose lists are merged afterwards")
+        found = self.rank_separately(input_ids, attention_mask, num_beams, trie=trie, **filters)
+        if new_item_dense or new_item_likelihood != 1:
+            found = self.score_new_items(
+                found, input_ids, num_beams, dense=new_item_dense, likelihood=new_item_likelihood, trie=trie, **filters
+            )
+        return merge_rankings(*found, new_item_boost, num_beams)
+
+    @torch.inference_mode()
+    def rank_separately(
+        self, input_ids: Tensor, attention_mask: Tensor, num_beams: int, *, trie: ItemTrie | None = None, **filters: Any
+    ) -> SeparateRankings:
+        """Trained and new items ranked apart, from one pass of the encoder: new items never compete with trained ones for beams.
+
+        Arguments as for `rank`. `merge_rankings(*found, boost)` makes one list of the two, for any boost.
+        """
+        encoded = self._encode_history(input_ids, attention_mask)
+        found = []
+        for part in self._tries_by_age(self.trie if trie is None else trie):
+            if part is None:
+                nothing = torch.empty(len(input_ids), 0, device=self.device)
+                found += [nothing.long(), nothing]
+            else:
+                found += self._search(part, *encoded, num_beams, None, **filters)
+        return SeparateRankings(*found)
+
+    @torch.inference_mode()
+    def score_new_items(
+        self,
+        found: SeparateRankings,
+        input_ids: Tensor,
+        size: int,
+        *,
+        dense: float,
+        likelihood: float,
+        trie: ItemTrie | None = None,
+        excluded_items: Tensor | None = None,
+        allowed_items: Tensor | None = None,
+        restricted: Tensor | None = None,
+    ) -> SeparateRankings:
+        """The same with the `size` best of *all* new items by likelihood · Σ log p + dense · cosine with the history.
+
+        Σ log p is known of the items that `rank_separately` found; the others had less than the last of these, and get that. With
+        `dense` = 0 the found ones keep their order.
+
+        Raises:
+            ValueError: weights that are negative or not finite, or a tokenizer without content vectors.
+        """
+        for name, weight in (("new_item_dense", dense), ("new_item_likelihood", likelihood)):
+            if not (math.isfinite(weight) and weight >= 0):
+                raise ValueError(f"{name} must be a finite number of at least 0, got {weight}")
+        items, scores = found.new_items, found.new_scores
+        if not dense:
+            return found._replace(new_scores=torch.where(items >= 0, likelihood * scores, -torch.inf))
+        tokenizer = self.tokenizer
+        assert tokenizer is not None
+        if tokenizer.item_vectors is None:
+            raise ValueError("new_item_dense needs content vectors, and this tokenizer holds none; leave it at 0")
+        _, part = self._tries_by_age(self.trie if trie is None else trie)
+        if part is None:
+            return found
+        vectors = tokenizer.item_vectors.to(self.device).float()
+        new = part.leaf_items.long()
+        cosines = functional.normalize(self._history_vectors(input_ids.to(self.device), vectors), dim=1)
+        cosines = cosines @ functional.normalize(vectors[new], dim=1).T
+        place = torch.full((len(vectors) + 1,), len(new), device=self.device)  # the last column takes what is no item
+        place[new] = torch.arange(len(new), device=self.device)
+        least = scores.masked_fill(scores == -torch.inf, torch.inf).amin(1, keepdim=True)
+        log_probs = torch.where(least == torch.inf, 0.0, least).expand(-1, len(new) + 1).clone()
+        log_probs.scatter_(1, place[torch.where(scores > -torch.inf, items, -1)], scores)
+        totals = likelihood * log_probs[:, :-1] + dense * cosines
+
+        def listed(entries: Tensor) -> Tensor:
+            columns = torch.zeros(len(totals), len(new) + 1, dtype=torch.bool, device=self.device)
+            return columns.scatter_(1, place[entries.to(self.device)], True)[:, :-1]
+
+        if excluded_items is not None:
+            totals = totals.masked_fill(listed(excluded_items), -torch.inf)
+        if allowed_items is not None:
+            hidden = ~listed(allowed_items)
+            totals = totals.masked_fill(hidden if restricted is None else hidden & restricted.to(self.device)[:, None], -torch.inf)
+        best, chosen = totals.topk(min(size, len(new)), dim=1)
+        return found._replace(new_items=torch.where(best > -torch.inf, new[chosen], -1), new_scores=best)
+
+    def _encode_history(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Attention mask on the model's device, and the encoder's states (B, S, D)."""
+        input_ids, attention_mask = input_ids.to(self.device), attention_mask.to(self.device)
+        return attention_mask, self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+    def _search(
+        self,
+        trie: ItemTrie,
+        attention_mask: Tensor,
+        states: Tensor,
+        num_beams: int,
+        diversity: Diversity | None = None,
+        *,
+        excluded_items: Tensor | None = None,
+        allowed_items: Tensor | None = None,
+        restricted: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Constrained beam search in `trie` from encoded histories."""
+        config = self.config
+        decoder = BeamDecoder(self.decoder, states, self._cross_attention_mask(attention_mask, num_targets=None), config.num_levels)
+
+        def next_level(level: int, parents: Tensor, codes: Tensor) -> Tensor:
+            first = config.first_code_id + (level - 1) * config.codebook_size
+            tokens = codes + first if level else torch.full_like(codes, config.decoder_start_token_id)
+            hidden = decoder.step(tokens, parents)
+            if config.scale_decoder_outputs:
+                hidden = hidden * config.d_model**-0.5
+            return self._level_logits(hidden.unsqueeze(-2), first_level=level).squeeze(-2)
+
+        lists = [None if rows is None else rows.to(trie.device) for rows in (excluded_items, allowed_items, restricted)]
+        items = ItemFilter(trie, *lists) if lists[:2] != [None, None] else None
+        return constrained_beam_search(next_level, trie, len(states), num_beams, items, diversity)
+
+    def _tries_by_age(self, whole: ItemTrie) -> tuple[ItemTrie | None, ItemTrie | None]:
+        """Tries of the trained and of the new items of `whole`, None for one without items. Made again when the catalogue changes."""
+        tokenizer, split = self.tokenizer, self._split_tries
+        assert tokenizer is not None
+        if split is None or split[0] is not whole:
+            items = whole.leaf_items.long()
+            new = tokenizer.new_items.to(whole.device)[items]
+            trained, added = (whole.subset(items[rows]) if bool(rows.any()) else None for rows in (~new, new))
+            split = self._split_tries = (whole, trained, added)
+        return split[1:]
+
+    def _history_vectors(self, input_ids: Tensor, vectors: Tensor) -> Tensor:
+        """(B, V) sum of the unit content vectors of the items in token sequences (B, S), wherever the padding stands."""
+        levels, size = self.config.num_levels, self.config.codebook_size
+        if input_ids.shape[1] < levels:
+            return vectors.new_zeros(len(input_ids), vectors.shape[1])
+        windows = (input_ids - self.config.first_code_id).unfold(1, levels, 1)  # an item begins where a code of the first level stands
+        begins = (windows[..., 0] >= 0) & (windows[..., 0] < size)
+        leaves = self.trie.walk(windows - size * torch.arange(levels, device=self.device))
+        present = begins & (leaves >= 0)
+        items = self.trie.leaf_items[leaves.clamp(min=0)].long()
+        return (functional.normalize(vectors, dim=1)[items] * present.unsqueeze(-1)).sum(1)
+
+    # ---- generate -------------------------------------------------------------------------------------------------------------
+
+    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers. A plain call, with the catalogue attached, is answered by the constrained beam search of `recommend`:
+
+            model.generate(**tokenizer(histories, padding=True, return_tensors="pt"), num_beams=20, num_return_sequences=10)
+
+        Plain means no arguments but `inputs` or `input_ids`, `attention_mask`, `num_beams`, `num_return_sequences`,
+        `return_dict_in_generate` and `output_scores`. Every other call goes to transformers' own loop, which the catalogue does not bind
+        (give it `logits_processor=[model.prefix_constraint()]`).
+
+        Returns:
+            (B · num_return_sequences, 1 + M) token ids, best first for each history and padded after the start token where fewer items
+            are possible; with `return_dict_in_generate=True` as `sequences`, and Σ log p as `sequences_scores`.
+        """
+        settings = self.generation_config
+        plain = not args and set(kwargs) <= CONSTRAINED_ARGUMENTS and not settings.do_sample
+        input_ids = kwargs.get("input_ids", inputs)
+        if self.tokenizer is None or not plain or input_ids is None:
+            return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
+        num_beams = kwargs.get("num_beams") or settings.num_beams or DEFAULT_NUM_BEAMS
+        count = kwargs.get("num_return_sequences") or settings.num_return_sequences or 1
+        if count > num_beams:
+            raise ValueError(f"num_return_sequences={count} has to be at most num_beams={num_beams}")
+        attention_mask = kwargs.get("attention_mask")
+        if attention_mask is None:
+            attention_mask = (input_ids != self.config.pad_token_id).long()
+        items, scores = self.rank(input_ids, attention_mask, num_beams)
+        missing = count - items.shape[1]
+        items = functional.pad(items[:, :count], (0, max(missing, 0)), value=-1).flatten()
+        scores = functional.pad(scores[:, :count], (0, max(missing, 0)), value=-torch.inf).flatten()
+        tokens = self.tokenizer.item_tokens.to(items.device)[items.clamp(min=0)]
+        tokens = tokens.masked_fill(items.unsqueeze(1) < 0, self.config.pad_token_id)
+        sequences = functional.pad(tokens, (1, 0), value=self.config.decoder_start_token_id)
+        if kwargs.get("return_dict_in_generate") or (settings.return_dict_in_generate and "return_dict_in_generate" not in kwargs):
+            return GenerateBeamEncoderDecoderOutput(sequences=sequences, sequences_scores=scores)  # type: ignore[arg-type]
+        return sequences
+
+    # ---- item ids in, item ids out --------------------------------------------------------------------------------------------
+
+    def recommend(
+        self,
+        histories: Sequence[str] | Sequence[Sequence[str]],
+        k: int = 10,
+        *,
+        exclude_history: bool = False,
+        allowed_items: ItemLists | None = None,
+        denied_items: ItemLists | None = None,
+        max_per_first_code: int | None = None,
+        min_first_codes: int | None = None,
+        num_beams: int | None = None,
+        batch_size: int = 64,
+        on_unknown: str = "error",
+        new_item_boost: float | None = None,
+        new_item_dense: float = 0.0,
+        new_item_likelihood: float = 1.0,
+    ) -> list[Recommendation] | list[list[Recommendation]]:
+        """The k most probable next items of each history; every one of them is an item of the catalogue.
+
+        Args:
+            histories: item ids in chronological order, of one user or of a list of users. An empty history is a new user.
+            k: items per list; the list is shorter only when fewer items are possible.
+            exclude_history: leave out every item of the given history, also those before the last `max_history`.
+            allowed_items: recommend these items only (in stock, of a category, of a region): item ids for all histories, or one list
+                (or None) for each.
+            denied_items: never recommend these; given likewise. Lists, filters and history compose, and what they leave out costs no
+                beams: k items come back whenever so many are left.
+            max_per_first_code: at most so many items of a list share their first code, the coarsest branch of the catalogue.
+            min_first_codes: at least so many different first codes in a list, as far as the catalogue has them.
+            num_beams: beams of the search, at least k (default: max(k, 20)).
+            batch_size: users per forward pass.
+            on_unknown: item ids that are not in the catalogue raise ("error") or are left out of histories and lists ("skip").
+            new_item_boost: items added after training get beams of their own, and this bonus on their Σ log p; a decoder hardly
+                ever writes codes it was not trained on otherwise. 0: own beams without a bonus. None: all items share the beams.
+            new_item_dense: weight of the cosine between a new item's content vector and the mean of the history's, added to its score.
+                All new items are candidates then. LIGER (arXiv 2411.18814) ranks cold candidates by such a cosine.
+            new_item_likelihood: weight of Σ log p in a new item's score; what a decoder thinks of codes it never saw is noisy, and
+                with `new_item_dense` less of it is more.
+
+        Returns: one list of `Recommendation(item_id, score)` per history, best first; for one history just its list.
+
+        Raises:
+            ValueError: no tokenizer attached, k < 1, num_beams < k, unknown item ids, lists that are not one per history, or settings
+                that cannot work (not finite, given without `new_item_boost`, or a tokenizer without content vectors).
+        """
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        num_beams = max(k, DEFAULT_NUM_BEAMS) if num_beams is None else num_beams
+        if num_beams < k:
+            raise ValueError(f"num_beams={num_beams} cannot fill lists of k={k}; use at least k beams")
+        trie = self.trie  # raises when no catalogue is attached
+        tokenizer = self.tokenizer
+        assert tokenizer is not None
+        single = tokenizer.is_one_history(histories)
+        batch: list[Sequence[str]] = [histories] if single else list(histories)  # type: ignore[list-item]
+        known = [tokenizer.item_indices(history, on_unknown=on_unknown) for history in batch]
+        lists: dict[str, Rows | None] = {"denied": None, "allowed": None}
+        for name, given in (("denied", denied_items), ("allowed", allowed_items)):
+            if given is None:
+                continue
+            rows = _item_rows(tokenizer, f"{name}_items", given, len(batch), on_unknown)
+            if not isinstance(rows, Tensor):
+                lists[name] = rows
+            elif len(rows) <= LISTED_PER_USER:
+                lists[name] = [rows] * len(batch)
+            else:
+                items = trie.leaf_items.long()
+                items = items[torch.isin(items, rows.to(trie.device)) == (name == "allowed")]
+                if not len(items):
+                    nothing: list[list[Recommendation]] = [[] for _ in batch]
+                    return nothing[0] if single else nothing
+                trie = trie.subset(items)
+        diversity = None
+        if max_per_first_code is not None or min_first_codes is not None:
+            for name, value in (("max_per_first_code", max_per_first_code), ("min_first_codes", min_first_codes)):
+                if value is not None and not 1 <= value <= k:
+                    raise ValueError(f"{name} must be 1 … k = {k}, got {value}")
+            diversity = Diversity(k, max_per_first_code, min_first_codes)
+        results: list[list[Recommendation]] = []
+        training = self.training
+        self.eval()
+        try:
+            for first in range(0, len(known), batch_size):
+                part = slice(first, first + batch_size)
+                inputs = tokenizer.pad({"input_ids": [tokenizer.history_ids(indices) for indices in known[part]]}, return_tensors="pt")
+                items, scores = self.rank(
+                    inputs["input_ids"],
+                    inputs["attention_mask"],
+                    num_beams,
+                    **_filters(
+                        known[part] if exclude_history else None, *(None if rows is None else rows[part] for rows in lists.values())
+                    ),
+                    diversity=diversity,
+                    trie=trie,
+                    new_item_boost=new_item_boost,
+                    new_item_dense=new_item_dense,
+                    new_item_likelihood=new_item_likelihood,
+                )
+                for row, values in zip(items[:, :k].tolist(), scores[:, :k].tolist(), strict=True):
+                    found = [Recommendation(tokenizer.item_ids[item], score) for item, score in zip(row, values, strict=True) if item >= 0]
+                    results.append(found)
+        finally:
+            self.train(training)
+        return results[0] if single else results
+
+
+def _item_rows(tokenizer: CEMGTokenizer, name: str, lists: ItemLists, histories: int, on_unknown: str) -> Tensor | Rows:
+    """Item indices (n,) that hold for all histories, or those of each."""
+    if isinstance(lists, str):
+        raise ValueError(f"{name} is a list of item ids, got the string {lists!r}; write [{lists!r}]")
+    try:
+        if all(isinstance(entry, str) for entry in lists):
+            return tokenizer.item_indices(lists, on_unknown)  # type: ignore[arg-type]
+        if len(lists) != histories:
+            raise ValueError(f"{len(lists)} lists for {histories} histories; give one list (or None) for each, or one list of ids for all")
+        return [None if entry is None else tokenizer.item_indices(entry, on_unknown) for entry in lists]
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _filters(histories: Rows | None, denied: Rows | None, allowed: Rows | None) -> dict[str, Tensor | None]:
+    """The arguments of `rank` for lists of a batch of users."""
+    filters: dict[str, Tensor | None] = {}
+    given = [rows for rows in (histories, denied) if rows is not None]
+    if given:
+        filters["excluded_items"] = _padded(
+            [torch.cat([NOTHING, *(row for row in rows if row is not None)]) for rows in zip(*given, strict=True)]
+        )
+    if allowed is not None:
+        filters["allowed_items"] = _padded([NOTHING if row is None else row for row in allowed])
+        filters["restricted"] = torch.tensor([row is not None for row in allowed])
+    return filters
+
+
+def _padded(rows: list[Tensor]) -> Tensor:
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)

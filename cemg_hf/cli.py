@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .errors import CEMGError
+from .serving.config import ServingConfig
 
 if TYPE_CHECKING:
-    from .models.cemg import CEMGForConditionalGeneration
     from .recipes import Recipe
 
 app = typer.Typer(
@@ -39,6 +39,11 @@ def _recipe(recipe: str, assignments: list[str] | None, seed: int | None = None,
     if seed is not None:
         changes["seed"] = seed
     return load_recipe(recipe, assignments or [], changes)
+
+
+def _serving(name: str) -> Any:
+    """The option of a setting of the service."""
+    return typer.Option(help=ServingConfig.__dataclass_fields__[name].metadata["help"])
 
 
 def _command() -> str:
@@ -250,7 +255,9 @@ def recommend(
     skip_unknown: Annotated[bool, typer.Option("--skip-unknown", help="Leave unknown item ids out of the history.")] = False,
 ) -> None:
     """Recommend the next items after a history: rank, item id and score, Σ log p."""
-    generator = _load_model(model)
+    from .serving.loading import load_model
+
+    generator = load_model(model)
     on_unknown = "skip" if skip_unknown else "error"
     try:
         found = generator.recommend(
@@ -269,33 +276,74 @@ def recommend(
 
 
 @app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help="Model folder or Hub id.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 chooses a free one.")] = 8000,
+    device: Annotated[str, typer.Option(help="auto (the GPU where there is one), cpu, cuda, cuda:1 …")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    items: Annotated[str | None, typer.Option(help="Table with the items' titles, which then stand in the answers.")] = None,
+    admin_token: Annotated[
+        str | None, typer.Option(envvar="CEMG_ADMIN_TOKEN", help="Bearer token for changes of the catalogue; none: no such routes.")
+    ] = None,
+    max_batch_size: Annotated[int, _serving("max_batch_size")] = ServingConfig.max_batch_size,
+    max_wait_ms: Annotated[float, _serving("max_wait_ms")] = ServingConfig.max_wait_ms,
+    queue_size: Annotated[int, _serving("queue_size")] = ServingConfig.queue_size,
+    deadline_seconds: Annotated[float, _serving("deadline_seconds")] = ServingConfig.deadline_seconds,
+    drain_seconds: Annotated[float, _serving("drain_seconds")] = ServingConfig.drain_seconds,
+    max_history: Annotated[int, _serving("max_history")] = ServingConfig.max_history,
+    max_k: Annotated[int, _serving("max_k")] = ServingConfig.max_k,
+    max_beams: Annotated[int, _serving("max_beams")] = ServingConfig.max_beams,
+    max_filter: Annotated[int, _serving("max_filter")] = ServingConfig.max_filter,
+    max_requests: Annotated[int, _serving("max_requests")] = ServingConfig.max_requests,
+    max_body_mb: Annotated[float, _serving("max_body_mb")] = ServingConfig.max_body_mb,
+    new_item_boost: Annotated[float | None, _serving("new_item_boost")] = ServingConfig.new_item_boost,
+    new_item_dense: Annotated[float, _serving("new_item_dense")] = ServingConfig.new_item_dense,
+    new_item_likelihood: Annotated[float, _serving("new_item_likelihood")] = ServingConfig.new_item_likelihood,
+) -> None:
+    """Answer recommendations over HTTP: batched, with health, metrics, and a catalogue that changes while it answers."""
+    try:
+        from .serving.server import listen
+        from .serving.server import serve as serve_requests
+        from .serving.service import RecommendService
+    except ModuleNotFoundError as error:
+        raise CEMGError(f"`cemg serve` needs {error.name}, which is not installed; pip install 'cemg-hf[serve]'") from error
+    from .serving.loading import load_model, load_titles
+
+    config = ServingConfig(
+        max_batch_size=max_batch_size,
+        max_wait_ms=max_wait_ms,
+        queue_size=queue_size,
+        deadline_seconds=deadline_seconds,
+        drain_seconds=drain_seconds,
+        max_history=max_history,
+        max_k=max_k,
+        max_beams=max_beams,
+        max_filter=max_filter,
+        max_requests=max_requests,
+        max_body_mb=max_body_mb,
+        new_item_boost=new_item_boost,
+        new_item_dense=new_item_dense,
+        new_item_likelihood=new_item_likelihood,
+    )
+    service = RecommendService(
+        lambda: load_model(model, device, dtype),
+        config,
+        folder=Path(model) if Path(model).is_dir() else None,
+        load_titles=lambda: load_titles(items),
+    )
+    listening = listen(host, port)
+    typer.echo(f"listening on http://{host}:{listening.getsockname()[1]} (the API is described at /docs)")
+    serve_requests(service, listening, admin_token)
+
+
+@app.command()
 def recipes() -> None:
     """List the recipes that ship with the package."""
     from .recipes import load_recipe, recipe_names
 
     for name in recipe_names():
         typer.echo(f"{name:16s} {load_recipe(name).description}")
-
-
-def _load_model(model: str) -> CEMGForConditionalGeneration:
-    """A model with its catalogue, from a folder or the Hub.
-
-    Raises:
-        CEMGError: nothing of that name, no CEMG model, or a tokenizer that is missing or belongs to another model.
-    """
-    from .models.cemg import CEMGForConditionalGeneration
-
-    if Path(model).is_dir() and not (Path(model) / "config.json").is_file():
-        raise CEMGError(f"{model}: not a model folder; train one with `cemg finetune`, or name the folder `model` of a run")
-    try:
-        generator: CEMGForConditionalGeneration = CEMGForConditionalGeneration.from_pretrained(model)
-    except OSError as error:
-        raise CEMGError(f"{model}: no such model folder, and the Hub did not give it ({str(error).splitlines()[0]})") from error
-    except ValueError as error:
-        raise CEMGError(f"{model}: {error}") from error
-    if generator.tokenizer is None:
-        raise CEMGError(f"{model}: holds no item tokenizer; copy the files of the tokenizer it was trained with beside it")
-    return generator
 
 
 def _show(result: dict[str, Any], folder: Path) -> None:

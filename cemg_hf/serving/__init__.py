@@ -1,0 +1,1 @@
+"""Recommendations for others: an HTTP service, the same service on Ray."""

@@ -16,6 +16,7 @@ from .errors import CEMGError
 from .serving.config import ServingConfig
 
 if TYPE_CHECKING:
+    from .models.cemg import CEMGForConditionalGeneration
     from .recipes import Recipe
 
 app = typer.Typer(
@@ -255,9 +256,7 @@ def recommend(
     skip_unknown: Annotated[bool, typer.Option("--skip-unknown", help="Leave unknown item ids out of the history.")] = False,
 ) -> None:
     """Recommend the next items after a history: rank, item id and score, Σ log p."""
-    from .serving.loading import load_model
-
-    generator = load_model(model)
+    generator = _load_model(model)
     on_unknown = "skip" if skip_unknown else "error"
     try:
         found = generator.recommend(
@@ -344,6 +343,27 @@ def recipes() -> None:
 
     for name in recipe_names():
         typer.echo(f"{name:16s} {load_recipe(name).description}")
+
+
+def _load_model(model: str) -> CEMGForConditionalGeneration:
+    """A model with its catalogue, from a folder or the Hub.
+
+    Raises:
+        CEMGError: nothing of that name, no CEMG model, or a tokenizer that is missing or belongs to another model.
+    """
+    from .models.cemg import CEMGForConditionalGeneration
+
+    if Path(model).is_dir() and not (Path(model) / "config.json").is_file():
+        raise CEMGError(f"{model}: not a model folder; train one with `cemg finetune`, or name the folder `model` of a run")
+    try:
+        generator: CEMGForConditionalGeneration = CEMGForConditionalGeneration.from_pretrained(model)
+    except OSError as error:
+        raise CEMGError(f"{model}: no such model folder, and the Hub did not give it ({str(error).splitlines()[0]})") from error
+    except ValueError as error:
+        raise CEMGError(f"{model}: {error}") from error
+    if generator.tokenizer is None:
+        raise CEMGError(f"{model}: holds no item tokenizer; copy the files of the tokenizer it was trained with beside it")
+    return generator
 
 
 def _show(result: dict[str, Any], folder: Path) -> None:

@@ -28,6 +28,7 @@ COMMANDS = {"run", "quickstart", "prepare", "encode", "tokenize", "finetune", "e
     "describe",
     "add-items",
     "cold-start",
+    "serve",
 }
 
 

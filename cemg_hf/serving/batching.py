@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +41,7 @@ class TooLateError(Exception):
 class Waiting(Generic[Request, Answer]):
     """A request in the queue; what it is keyed by is itself."""
 
+    number: int
     request: Request
     group: Hashable
     arrived: float
@@ -78,6 +80,7 @@ class Batcher(Generic[Request, Answer]):
         self._metrics = metrics
         self._groups: dict[Hashable, dict[Waiting[Request, Answer], None]] = {}  # in order of arrival, and a request leaves in O(1)
         self._length = 0
+        self._numbers = itertools.count()
         self._arrived = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -108,7 +111,9 @@ class Batcher(Generic[Request, Answer]):
             raise QueueFullError(self._length, max(1, math.ceil(self._length * self._seconds_per_request)))
         loop = asyncio.get_running_loop()
         now = loop.time()
-        taken = [Waiting[Request, Answer](request, self._group(request), now, loop.create_future()) for request in requests]
+        taken = [
+            Waiting[Request, Answer](next(self._numbers), request, self._group(request), now, loop.create_future()) for request in requests
+        ]
         for waiting in taken:
             self._groups.setdefault(waiting.group, {})[waiting] = None
         self._length += len(taken)
@@ -178,7 +183,7 @@ class Batcher(Generic[Request, Answer]):
                 self._idle.set()
                 await self._arrived.wait()
                 continue
-            first = min((next(iter(group)) for group in self._groups.values()), key=lambda waiting: waiting.arrived)
+            first = min((next(iter(group)) for group in self._groups.values()), key=lambda waiting: waiting.number)
             group = self._groups[first.group]
             left = first.arrived + self._max_wait - loop.time()
             if len(group) >= self._max_batch_size or left <= 0 or self._closed:

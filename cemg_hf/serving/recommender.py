@@ -6,8 +6,8 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..models.cemg import CEMGForConditionalGeneration, CEMGTokenizer
-from ..models.cemg.modeling_cemg import DEFAULT_NUM_BEAMS, Recommendation
+from ..models.cemg import CEMGForConditionalGeneration, CEMGTokenizer, Recommendation
+from ..models.cemg.modeling_cemg import DEFAULT_NUM_BEAMS
 from .config import ServingConfig
 
 
@@ -90,7 +90,8 @@ class Recommender:
     @staticmethod
     def group(query: Query) -> Hashable:
         """What the queries of one batch have in common. Of the same beams a shorter list is a part of the longer one, so k may differ; a
-        history is excluded by denying its items, so that may differ too.
+        history is excluded by denying its items, so that may differ too. Lists of allowed items are long, and every query of a batch pays
+        for the longest.
         """
         return query.beams, query.allowed_items is not None
 

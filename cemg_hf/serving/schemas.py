@@ -79,6 +79,14 @@ class AddRequest(Body):
     masks: dict[str, list[bool]] | None = Field(default=None, description="Modality → false for the items that lack it.")
     collaborative: Literal["predicted", "masked"] = Field(default="predicted", description="The missing collaborative vector.")
 
+    @model_validator(mode="after")
+    def _even_rows(self) -> AddRequest:
+        for name, rows in self.vectors.items():
+            lengths = sorted({len(row) for row in rows})
+            if len(lengths) > 1:
+                raise ValueError(f"vectors[{name!r}]: rows of different length, {lengths[0]} to {lengths[-1]}; give one vector per item")
+        return self
+
 
 class RemoveRequest(Body):
     item_ids: list[ItemId] = Field(min_length=1)

@@ -1,0 +1,89 @@
+"""Services around small models, in this process."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi.testclient import TestClient
+from generator_samples import generator, item_tokenizer, rqvae_parts
+
+from cemg_hf import CEMGForConditionalGeneration, Recommendation
+from cemg_hf.serving.app import create_app
+from cemg_hf.serving.config import ServingConfig
+from cemg_hf.serving.recommender import Query
+from cemg_hf.serving.service import RecommendService
+
+PATIENCE = 60.0
+TOKEN = "secret"
+ADMIN = {"Authorization": f"Bearer {TOKEN}"}
+
+
+def small_model(num_items: int = 60) -> CEMGForConditionalGeneration:
+    """A generator whose tokenizer takes new items."""
+    return generator(item_tokenizer(num_items, **rqvae_parts()))
+
+
+class HeldModel:
+    """A model that answers only while `go` is set; `busy` says that it was asked."""
+
+    def __init__(self, model: CEMGForConditionalGeneration) -> None:
+        self.go, self.busy = threading.Event(), threading.Event()
+        self.go.set()
+        self.model = model
+        self._recommend = model.recommend
+        model.recommend = self._held  # type: ignore[method-assign]
+
+    def hold(self) -> None:
+        self.busy.clear()
+        self.go.clear()
+
+    def _held(self, *arguments: Any, **options: Any) -> Any:
+        self.busy.set()
+        assert self.go.wait(PATIENCE)
+        return self._recommend(*arguments, **options)
+
+
+def one_by_one(model: CEMGForConditionalGeneration, query: Query) -> list[Recommendation]:
+    """What the model itself recommends."""
+    return model.recommend(  # type: ignore[return-value]
+        list(query.history),
+        k=query.k,
+        exclude_history=query.exclude_history,
+        num_beams=query.num_beams,
+        on_unknown=query.on_unknown,
+        allowed_items=query.allowed_items,
+        denied_items=query.denied_items,
+    )
+
+
+def same_ranking(found: list[Recommendation], expected: list[Recommendation], tolerance: float = 1e-4) -> bool:
+    """Equal scores place by place, and equal items except where two scores are as good as equal."""
+    if len(found) != len(expected) or any(abs(a.score - b.score) > tolerance for a, b in zip(found, expected, strict=True)):
+        return False
+    place = {item_id: rank for rank, (item_id, _) in enumerate(expected)}
+    last = expected[-1].score if expected else 0.0
+    return all(abs(score - (expected[place[i]].score if i in place else last)) <= tolerance for i, score in found)
+
+
+@contextmanager
+def served(
+    load: Callable[[], CEMGForConditionalGeneration], *, folder: Path | None = None, admin: bool = True, ready: bool = True, **settings: Any
+) -> Iterator[tuple[TestClient, RecommendService]]:
+    """A running service and a client for it."""
+    service = RecommendService(load, ServingConfig(**settings), folder=folder, load_titles=lambda: {"item1": "One"})
+    with TestClient(create_app(service, TOKEN if admin else None), raise_server_exceptions=False) as client:
+        if ready:
+            wait_for(lambda: client.get("/health/ready").status_code == 200)
+        yield client, service
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -31,6 +32,7 @@ class RecommendService:
         state: "loading", "ready", "stopping", or "failed" when there was no model to load.
         failure: why it failed.
         on_failure: called then.
+        loaded: set when it is clear whether there is a model.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class RecommendService:
         self.state: State = "loading"
         self.failure: CEMGError | None = None
         self.on_failure: Callable[[], None] = lambda: None
+        self.loaded = asyncio.Event()
         self._load = load
         self._load_titles = load_titles
         self._folder = folder
@@ -65,6 +68,7 @@ class RecommendService:
             self.recommender = await self.batcher.between_batches(self._load_all)
         except CEMGError as error:
             self.state, self.failure = "failed", error
+            self.loaded.set()
             self.on_failure()
             return
         self.keeper = CatalogueKeeper(self.recommender, self.batcher, self.metrics, self._folder)
@@ -72,6 +76,7 @@ class RecommendService:
         self.batcher.start()
         if self.state == "loading":
             self.state = "ready"
+        self.loaded.set()
 
     def _load_all(self) -> Recommender:
         self.titles = self._load_titles()

@@ -67,7 +67,7 @@ def serve(service: RecommendService, listening: socket.socket, admin_token: str 
     """Serve until SIGTERM or Ctrl-C; return when every request that was taken is answered.
 
     Raises:
-        CEMGError: there was no model to load.
+        CEMGError: there was no model to load, or it refuses the settings.
     """
     config = uvicorn.Config(
         create_app(service, admin_token),

@@ -30,7 +30,7 @@ class RecommendService:
 
     Attributes:
         state: "loading", "ready", "stopping", or "failed" when there was no model to load.
-        failure: why it failed.
+        failure: why it failed, whatever it was; for whoever runs the service to raise.
         on_failure: called then.
         loaded: set when it is clear whether there is a model.
     """
@@ -47,26 +47,26 @@ class RecommendService:
         self.metrics = ServingMetrics()
         self.titles: Mapping[str, str] = {}
         self.state: State = "loading"
-        self.failure: CEMGError | None = None
+        self.failure: Exception | None = None
         self.on_failure: Callable[[], None] = lambda: None
         self.loaded = asyncio.Event()
         self._load = load
         self._load_titles = load_titles
         self._folder = folder
-
-    async def start(self) -> None:
-        """Load the model; ready afterwards, unless the service was told to stop meanwhile."""
         self.batcher: Batcher[Query, Found | UnknownItems] = Batcher(
             lambda queries: self.recommender.answer(queries),
             Recommender.group,
-            max_batch_size=self.config.max_batch_size,
-            max_wait=self.config.max_wait_ms / 1000,
-            queue_size=self.config.queue_size,
+            max_batch_size=config.max_batch_size,
+            max_wait=config.max_wait_ms / 1000,
+            queue_size=config.queue_size,
             metrics=self.metrics,
         )
+
+    async def start(self) -> None:
+        """Load the model; ready afterwards, unless the service was told to stop meanwhile."""
         try:
             self.recommender = await self.batcher.between_batches(self._load_all)
-        except CEMGError as error:
+        except Exception as error:
             self.state, self.failure = "failed", error
             self.loaded.set()
             self.on_failure()
@@ -81,7 +81,10 @@ class RecommendService:
     def _load_all(self) -> Recommender:
         self.titles = self._load_titles()
         recommender = Recommender(self._load(), self.config)
-        recommender.answer([Query()])  # the first pass takes longer than those after it, and a setting the model refuses shows here
+        try:
+            recommender.answer([Query()])  # the first pass takes longer than those after it
+        except ValueError as error:
+            raise CEMGError(f"the model refuses the service's settings: {error}") from error
         return recommender
 
     def stop(self) -> None:

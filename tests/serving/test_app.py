@@ -210,6 +210,11 @@ def test_a_model_that_cannot_be_loaded_is_told() -> None:
     with served(load, ready=False) as (client, service):
         wait_for(lambda: service.state == "failed")
         assert problem(client.get("/health/live"), 503)["detail"] == "nowhere: no such model"
+        problem(client.post("/recommend", json={}), 503)
+    with served(small_model, ready=False, new_item_boost=0.0, new_item_dense=1.0) as (_, service):  # this tokenizer has no content vectors
+        wait_for(lambda: service.state == "failed")
+        assert isinstance(service.failure, CEMGError)
+        assert "refuses the service's settings: new_item_dense needs content vectors" in str(service.failure)
 
 
 def test_stopping_refuses_what_is_new_and_finishes_what_is_queued() -> None:

@@ -89,7 +89,7 @@ def test_two_replicas_answer_as_the_model_and_both_take_a_new_catalogue(tmp_path
         assert [score for _, score in found] == pytest.approx([score for _, score in ranking], abs=1e-4)
         assert answer["catalogue"] == fingerprint
     assert len(result["counts"]) == 2
-    assert min(result["counts"]) > 1, "beside the first pass, which every replica makes by itself, each answered requests"
-    assert sum(result["counts"]) == len(asked) + 2
+    assert min(result["counts"]) > 0
+    assert sum(result["counts"]) == len(asked), "between them the two answered every request once"
     for answer in result["after"]:
         assert answer["catalogue"] == model.tokenizer.catalogue_fingerprint, "every replica has read the new catalogue"

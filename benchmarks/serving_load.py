@@ -57,8 +57,11 @@ WARM_UP = 1.0
 
 
 class Load(NamedTuple):
-    """What the clients saw. Seconds of every answered request after the warm-up; statuses of all; `lost`: sent, and never answered;
-    `turned_away`: connections that were not accepted."""
+    """What the clients saw.
+
+    seconds: of every request answered in the `measured` seconds after the warm-up. statuses: of all answers. lost: requests that were
+    sent and never answered. turned_away: connections that were not accepted.
+    """
 
     seconds: list[float]
     measured: float
@@ -71,17 +74,18 @@ class Load(NamedTuple):
 def main() -> None:
     arguments = parse_arguments()
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as scratch:
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as scratch, ProcessPoolExecutor(1, mp_context=context) as pool:
         model = arguments.model or random_model(Path(scratch) / "model", arguments.items, arguments.seed)
         smaller, histories = prepare(model, Path(scratch) / "smaller", arguments.seed)
         metrics: dict[str, dict[str, Any]] = {}
         for name, options in {"batched": [], "one by one": ["--max-batch-size", "1"]}.items():
             with service(model, options) as (process, address):
                 for clients in arguments.clients:
-                    metrics[f"{name}, {clients} clients"] = measure(address, histories, clients, arguments.seconds)
+                    metrics[row_name(name, clients)] = measure(pool, address, histories, clients, arguments.seconds)
                 stop(process)
-        name = f"catalogue replaced every {arguments.reload_every:g} s, then SIGTERM, {arguments.clients[-1]} clients"
-        metrics[name] = disturb(model, smaller, histories, arguments.clients[-1], arguments.seconds, arguments.reload_every)
+        name = row_name(f"catalogue replaced every {arguments.reload_every:g} s, then SIGTERM", arguments.clients[-1])
+        metrics[name] = disturb(pool, model, smaller, histories, arguments.clients[-1], arguments.seconds, arguments.reload_every)
     threads = os.environ.get("OMP_NUM_THREADS", "torch's choice")
     envelope = result_envelope(
         metrics,
@@ -99,6 +103,10 @@ def main() -> None:
     print(f"written to {arguments.output}")
     if metrics[name]["lost"] or metrics[name]["exit_status"]:
         raise CEMGError(f"{metrics[name]['lost']} requests were lost, and the service ended with status {metrics[name]['exit_status']}")
+
+
+def row_name(variant: str, clients: int) -> str:
+    return f"{variant}, {clients} client{'s' * (clients > 1)}"
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -170,19 +178,22 @@ def stop(process: subprocess.Popen[str]) -> int:
     return process.wait(PATIENCE)
 
 
-def measure(address: str, histories: list[list[str]], clients: int, seconds: float) -> dict[str, Any]:
+def measure(pool: ProcessPoolExecutor, address: str, histories: list[list[str]], clients: int, seconds: float) -> dict[str, Any]:
     """One row: closed-loop clients in a process of their own, on a service that nothing disturbs."""
     batches, batched = batch_counts(address)
-    with other_process() as pool:
-        load = pool.submit(generate, address, histories, clients, seconds).result()
+    load = pool.submit(generate, address, histories, clients, seconds).result()
     more_batches, more_batched = batch_counts(address)
     return summarise(load) | {"mean_batch": round((more_batched - batched) / (more_batches - batches), 2)}
 
 
-def disturb(model: Path, smaller: Path, histories: list[list[str]], clients: int, seconds: float, every: float) -> dict[str, Any]:
+def disturb(
+    pool: ProcessPoolExecutor, model: Path, smaller: Path, histories: list[list[str]], clients: int, seconds: float, every: float
+) -> dict[str, Any]:
     """The row in which catalogues come and go for `seconds`, and the service is told to stop while all clients are asking."""
-    with service(model, []) as (process, address), other_process() as pool:
+    with service(model, []) as (process, address):
         load: Future[Load] = pool.submit(generate, address, histories, clients, None)
+        while not batch_counts(address)[0] and not load.done():  # the clients are on their way
+            time.sleep(0.05)
         reloads = asyncio.run(replace_catalogues(address, [smaller, model], seconds + WARM_UP, every))
         batches, batched = batch_counts(address)
         status = stop(process)
@@ -208,10 +219,6 @@ def batch_counts(address: str) -> tuple[float, float]:
     found = [re.search(rf"^cemg_batch_size_{name} (\S+)", text, re.MULTILINE) for name in ("count", "sum")]
     count, total = (float(match[1]) if match else 0.0 for match in found)
     return count, total
-
-
-def other_process() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
 
 
 def generate(address: str, histories: list[list[str]], clients: int, seconds: float | None) -> Load:
@@ -251,9 +258,10 @@ async def _generate(address: str, histories: list[list[str]], clients: int, seco
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(address, connector=connector, timeout=aiohttp.ClientTimeout(PATIENCE)) as session:
         await asyncio.gather(*(ask(session, client) for client in range(clients)))
-    measured = [(start, stop) for start, stop in answered if start >= begin]
-    last = max(stop for _, stop in measured)
-    seconds_each = [stop - start for start, stop in measured]
+    last = min(end, max(stop for _, stop in answered))
+    seconds_each = [
+        stop - start for start, stop in answered if begin <= stop <= last
+    ]  # by their end: they may take longer than the warm-up
     return Load(seconds_each, last - begin, dict(statuses), failures["lost"], failures["turned away"], sorted(catalogues))
 
 
@@ -278,7 +286,7 @@ def plot(metrics: dict[str, dict[str, Any]], clients: list[int], path: Path) -> 
     figure = Figure(figsize=(10, 4.2), layout="constrained", dpi=150)
     left, right = figure.subplots(1, 2)
     for name, colour in zip(("batched", "one by one"), COLOURS, strict=False):
-        rows = [metrics[f"{name}, {count} clients"] for count in clients]
+        rows = [metrics[row_name(name, count)] for count in clients]
         left.plot(clients, [row["per_second"] for row in rows], "o-", color=colour, label=name)
         right.plot(clients, [row["p50_ms"] for row in rows], "o-", color=colour, label=f"{name}, p50")
         right.plot(clients, [row["p99_ms"] for row in rows], "o--", color=colour, label=f"{name}, p99")

@@ -12,7 +12,15 @@ from cemg_hf import CEMGConfig, CEMGForConditionalGeneration, CEMGTokenizer
 
 LEVELS = 4
 HISTORY = 20  # items, so 80 tokens and the start token
-NETWORK: dict[str, Any] = {"d_model": 128, "d_ff": 1024, "num_layers": 4, "num_decoder_layers": 4, "num_heads": 6, "d_kv": 64, "dropout_rate": 0.0}
+NETWORK: dict[str, Any] = {
+    "d_model": 128,
+    "d_ff": 1024,
+    "num_layers": 4,
+    "num_decoder_layers": 4,
+    "num_heads": 6,
+    "d_kv": 64,
+    "dropout_rate": 0.0,
+}
 
 
 def random_codes(items: int, codebook_size: int, seed: int = 0, levels: int = LEVELS) -> Tensor:

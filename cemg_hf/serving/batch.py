@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 from transformers.utils import cached_file
 
@@ -23,7 +22,7 @@ from ..training.loading import open_model
 from ..training.ranking import rank_histories
 from .histories import HistoryFiles
 from .parts import PartFolder
-from .processes import join_processes
+from .processes import from_main_process, join_processes
 
 DTYPES = ("float32", "bfloat16", "float16")
 LIST_COLUMNS = ("item_ids", "scores")
@@ -121,10 +120,7 @@ def recommend_files(
     assert generator.tokenizer is not None
     catalogue = pa.array(generator.tokenizer.item_ids, pa.large_string())
 
-    plan = _plan(source, folder, catalogue, model, config, overwrite) if state.is_main_process else None
-    plan = broadcast_object_list([plan])[0]
-    assert plan is not None
-
+    plan = from_main_process(state, lambda: _plan(source, folder, catalogue, model, config, overwrite))
     started = time.perf_counter()
     _write_parts(state, generator, source, folder, catalogue, plan.left, config)
     return BatchReport(len(source), folder.count(plan.left), time.perf_counter() - started, plan.unknown)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from ..errors import CEMGError
+
+T = TypeVar("T")
 
 PATIENCE = timedelta(hours=12)
 """How long processes wait for each other: for the one that checks the input, and for the slowest at the end."""
@@ -36,3 +41,21 @@ def join_processes(device: str = "auto") -> tuple[PartialState, torch.device]:
     # Unless told to use the CPU, Accelerate takes several processes without a GPU for as many independent runs.
     state = PartialState(cpu=several and kind == "cpu", timeout=PATIENCE)
     return state, state.device if several else torch.device(kind if device == "auto" else device)
+
+
+def from_main_process(state: PartialState, work: Callable[[], T]) -> T:
+    """What `work` returns on the main process, which alone does it, on all of them.
+
+    Raises:
+        CEMGError: as `work` does, on all of them, so that nobody waits for a process that has ended.
+    """
+    outcome: list[T | CEMGError | None] = [None]
+    if state.is_main_process:
+        try:
+            outcome = [work()]
+        except CEMGError as error:
+            outcome = [error]
+    (result,) = broadcast_object_list(outcome)
+    if isinstance(result, CEMGError):
+        raise result
+    return result

@@ -191,30 +191,47 @@ def test_sigkill_in_the_middle_of_a_part(world, tmp_path: Path) -> None:
     assert {file.name for file in (tmp_path / "killed").iterdir()} == {*contents(tmp_path / "whole"), MANIFEST_NAME}
 
 
+def launch(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """`cemg recommend` on two processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "cemg_hf.cli", "recommend"]
+    options = ["--device", "cpu", "-k", "5", "--rows-per-part", "8", "--batch-size", "4"]
+    return subprocess.run(
+        [*launcher, *map(str, arguments), *options],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
 @pytest.mark.slow
 def test_any_number_of_processes_writes_the_same(world, tmp_path: Path) -> None:
     """Two processes; two that continue what one began; one that continues what two began."""
     model, users, _ = world
     recommend_files(model, users, tmp_path / "whole", settings())
-    for name, there in (("two", []), ("continued", [0, 4])):
-        shutil.copytree(tmp_path / "whole", tmp_path / name)
-        for file in (tmp_path / name).glob("*.parquet"):
-            if file.name not in {f"part-{part:05d}.parquet" for part in there}:
-                file.unlink()
-        if name == "two":
-            shutil.rmtree(tmp_path / name)
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "cemg_hf.cli"]
-        files = ["recommend", str(model), "--histories", str(users), "--output", str(tmp_path / name), "--device", "cpu"]
-        options = ["-k", "5", "--rows-per-part", "8", "--batch-size", "4"]
-        done = subprocess.run(
-            [*launcher, *files, *options], capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
+    shutil.copytree(tmp_path / "whole", tmp_path / "continued")
+    for part in (1, 2, 3, 6):
+        (tmp_path / "continued" / f"part-{part:05d}.parquet").unlink()
+    for name in ("two", "continued"):
+        done = launch(model, "--histories", users, "--output", tmp_path / name)
         assert done.returncode == 0, done.stderr[-3000:]
         assert len(done.stdout.splitlines()) == 1, "one process speaks for all"
         assert contents(tmp_path / name) == contents(tmp_path / "whole")
     (tmp_path / "two" / "part-00003.parquet").unlink()
     assert recommend_files(model, users, tmp_path / "two", settings()).users_now == 8
     assert contents(tmp_path / "two") == contents(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_what_the_main_process_finds_wrong_ends_all(world, tmp_path: Path) -> None:
+    model, _, histories = world
+    users = write_users(tmp_path / "users.parquet", [*histories, ["gone"]])
+    done = launch(model, "--histories", users, "--output", tmp_path / "recs")
+    assert done.returncode != 0
+    # Every process says it, none in the words of its network.
+    assert done.stderr.count(f"error: {users}: column history, row 51: item id 'gone' is not among") == 2
+    assert "[rank" not in done.stderr
+    assert not (tmp_path / "recs").exists()
 
 
 def test_a_finished_run_is_left_alone(world, tmp_path: Path) -> None:

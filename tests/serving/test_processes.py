@@ -7,7 +7,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from cemg_hf.errors import CEMGError
-from cemg_hf.serving.processes import join_processes
+from cemg_hf.serving.processes import from_main_process, join_processes
 
 
 @pytest.fixture(autouse=True)
@@ -35,3 +35,14 @@ def test_processes_do_not_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(CEMGError, match="every process takes a GPU of its own"):
         join_processes("cuda:1")
+
+
+def test_the_outcome_of_the_main_process_is_handed_on() -> None:
+    state, _ = join_processes("cpu")
+
+    def failing() -> int:
+        raise CEMGError("row 3")
+
+    assert from_main_process(state, lambda: 5) == 5
+    with pytest.raises(CEMGError, match="row 3"):
+        from_main_process(state, failing)

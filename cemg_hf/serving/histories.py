@@ -20,7 +20,7 @@ from ..errors import CEMGError
 
 READ_ROWS = 4096
 BUFFER_BYTES = 1 << 20
-"""Columns are decoded through a buffer of this size: without one a row group is read as a whole, however large its writer made it."""
+"""Columns are decoded through a buffer of this size. Left to itself, pyarrow fetches a row group as a whole, however large it is."""
 
 
 class Stretch(NamedTuple):
@@ -146,7 +146,7 @@ class HistoryFiles:
         for path in self.files:
             row = 0
             try:
-                with pq.ParquetFile(path, buffer_size=BUFFER_BYTES) as file:
+                with pq.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False) as file:
                     for group in range(file.num_row_groups):
                         stop = row + file.metadata.row_group(group).num_rows
                         if any(part.start < place + stop and place + row < part.stop for part in wanted):

@@ -71,6 +71,22 @@ def test_row_groups_without_wanted_rows_are_not_read(tmp_path: Path) -> None:
         list(source.tables([range(5, 25)]))
 
 
+def test_a_row_group_is_never_in_memory_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "READ_ROWS", 1000)
+    monkeypatch.setattr(module, "BUFFER_BYTES", 1 << 14)
+    users = 50_000
+    table = pa.table({"user_id": np.arange(users), "history": pa.array([ITEM_IDS[:20]] * users)})
+    plain: dict[str, Any] = {"use_dictionary": False, "compression": "none", "data_page_size": 1 << 14}
+    pq.write_table(table, tmp_path / "users.parquet", row_group_size=users, **plain)
+    size = (tmp_path / "users.parquet").stat().st_size
+    assert size > 10e6
+    source = HistoryFiles.open(tmp_path / "users.parquet")
+    before = pa.total_allocated_bytes()
+    held = [pa.total_allocated_bytes() - before for _ in source.tables([range(row, row + 1000) for row in range(0, users, 1000)])]
+    assert len(held) == 50
+    assert max(held) < size / 5
+
+
 @pytest.mark.parametrize(
     ("written", "read"),
     [

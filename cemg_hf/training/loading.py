@@ -1,13 +1,14 @@
-"""Tokenizer folders from disk, with errors that a user can act on."""
+"""Tokenizers and models from disk or the Hub, with errors that a user can act on."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 
 from ..errors import CEMGError
-from ..models.cemg import CEMGTokenizer
+from ..models.cemg import CEMGForConditionalGeneration, CEMGTokenizer
 
 
 def open_tokenizer(folder: str | Path) -> CEMGTokenizer:
@@ -28,3 +29,27 @@ def open_tokenizer(folder: str | Path) -> CEMGTokenizer:
     if not tokenizer.item_ids:
         raise CEMGError(f"{folder}: the catalogue is empty; write a tokenizer with items by `cemg tokenize`")
     return tokenizer
+
+
+def open_model(model: str | Path, dtype: str = "auto", device: str | torch.device = "cpu") -> CEMGForConditionalGeneration:
+    """A model with its catalogue, from a folder or the Hub, in evaluation mode.
+
+    Args:
+        model: folder or Hub id.
+        dtype: of the weights, such as "bfloat16"; "auto" is what they were saved in.
+        device: where it computes.
+
+    Raises:
+        CEMGError: nothing of that name, no CEMG model, or a tokenizer that is missing or belongs to another model.
+    """
+    if Path(model).is_dir() and not (Path(model) / "config.json").is_file():
+        raise CEMGError(f"{model}: not a model folder; train one with `cemg finetune`, or name the folder `model` of a run")
+    try:
+        generator: CEMGForConditionalGeneration = CEMGForConditionalGeneration.from_pretrained(model, dtype=dtype).to(device)
+    except OSError as error:
+        raise CEMGError(f"{model}: no such model folder, and the Hub did not give it ({str(error).splitlines()[0]})") from error
+    except ValueError as error:
+        raise CEMGError(f"{model}: {error}") from error
+    if generator.tokenizer is None:
+        raise CEMGError(f"{model}: holds no item tokenizer; copy the files of the tokenizer it was trained with beside it")
+    return generator

@@ -1,0 +1,1 @@
+"""Recommending at scale: for files of users (`batch`)."""

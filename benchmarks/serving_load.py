@@ -297,7 +297,7 @@ def plot(metrics: dict[str, dict[str, Any]], clients: list[int], path: Path) -> 
         panel.set_title(title, fontsize=10)
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.25)
-        panel.legend(frameon=False, fontsize=8)
+        panel.legend(frameon=False, fontsize=8, handlelength=4)
     left.set_ylim(bottom=0)
     right.set_yscale("log")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -43,13 +43,19 @@ class Manifest:
         return json.loads(json.dumps(asdict(self), default=str))
 
 
-def fingerprint(*parts: bytes | str) -> str:
-    """Hex SHA-256 over length-prefixed parts, so that ("ab", "c") and ("a", "bc") differ."""
+def fingerprint(*parts: bytes | str | Path) -> str:
+    """Hex SHA-256 over length-prefixed parts, so that ("ab", "c") and ("a", "bc") differ. A path stands for the bytes of its file."""
     digest = hashlib.sha256()
     for part in parts:
-        data = part.encode() if isinstance(part, str) else part
-        digest.update(len(data).to_bytes(8, "little"))
-        digest.update(data)
+        if isinstance(part, Path):
+            digest.update(part.stat().st_size.to_bytes(8, "little"))
+            with part.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        else:
+            data = part.encode() if isinstance(part, str) else part
+            digest.update(len(data).to_bytes(8, "little"))
+            digest.update(data)
     return digest.hexdigest()
 
 
@@ -60,14 +66,14 @@ def fingerprint_path(path: str | Path) -> str:
     """
     path = Path(path)
     if path.is_file():
-        return fingerprint(path.read_bytes())
+        return fingerprint(path)
     manifest = read_manifest(path)
     if manifest is not None:
         return fingerprint(json.dumps({key: manifest[key] for key in MANIFEST_KEYS}, sort_keys=True))
     if not path.is_dir():
         raise CEMGError(f"{path}: no such file or folder")
     files = sorted(p for p in path.rglob("*") if p.is_file())
-    return fingerprint(*(part for file in files for part in (str(file.relative_to(path)), file.read_bytes())))
+    return fingerprint(*(part for file in files for part in (str(file.relative_to(path)), file)))
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any] | None:

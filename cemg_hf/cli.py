@@ -16,7 +16,6 @@ from .errors import CEMGError
 from .serving.config import ServingConfig
 
 if TYPE_CHECKING:
-    from .models.cemg import CEMGForConditionalGeneration
     from .recipes import Recipe
 
 app = typer.Typer(
@@ -246,32 +245,74 @@ def evaluate(
 def recommend(
     model: Annotated[str, typer.Argument(help="Model folder or Hub id.")],
     history: Annotated[list[str] | None, typer.Argument(help="Item ids of one user, oldest first. None: a new user.")] = None,
+    histories: Annotated[Path | None, typer.Option(help="Instead of item ids: Parquet file of users, or a folder of them.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of Parquet files to write, with --histories.")] = None,
     k: Annotated[int, typer.Option("-k", help="Items to recommend.")] = 10,
     exclude_history: Annotated[bool, typer.Option(help="Leave out the items of the history.")] = False,
+    num_beams: Annotated[int | None, typer.Option(help="Beams of the search, at least k (default: max(k, 20)).")] = None,
+    dtype: Annotated[str, typer.Option(help="Precision of the network: float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<number>.")] = "auto",
     new_item_boost: Annotated[
         float | None, typer.Option(help="Search items added after training by themselves, and add this to their scores.")
     ] = None,
     new_item_dense: Annotated[float, typer.Option(help="Weight of their content's similarity to the history; needs the boost.")] = 0.0,
     new_item_likelihood: Annotated[float, typer.Option(help="Weight of Σ log p in their scores; needs the boost.")] = 1.0,
     skip_unknown: Annotated[bool, typer.Option("--skip-unknown", help="Leave unknown item ids out of the history.")] = False,
+    user_column: Annotated[str | None, typer.Option(help="Column of the user ids in --histories (default: user_id).")] = None,
+    history_column: Annotated[str | None, typer.Option(help="Column of the lists of item ids, oldest first (default: history).")] = None,
+    rows_per_part: Annotated[int | None, typer.Option(help="Users per output file (default: 16384).")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Users of --histories per forward pass (default: 128).")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over where --output holds other recommendations.")] = False,
 ) -> None:
-    """Recommend the next items after a history: rank, item id and score, Σ log p."""
-    generator = _load_model(model)
-    on_unknown = "skip" if skip_unknown else "error"
+    """Recommend the next items after a history: rank, item id and score, Σ log p; or to all users of a file.
+
+    A run over a file resumes what was killed. Several processes: `torchrun --nproc_per_node 2 -m cemg_hf.cli recommend …`.
+    """
+    shared = {"k": k, "exclude_history": exclude_history, "num_beams": num_beams, "on_unknown": "skip" if skip_unknown else "error"}
+    new_items = {"new_item_boost": new_item_boost, "new_item_dense": new_item_dense, "new_item_likelihood": new_item_likelihood}
+    of_files = {"user_column": user_column, "history_column": history_column, "rows_per_part": rows_per_part, "batch_size": batch_size}
+    of_files = {name: value for name, value in of_files.items() if value is not None}
+    if histories is None:
+        stray = [_option(name) for name in of_files] + ["--output"] * (output is not None) + ["--overwrite"] * overwrite
+        if stray:
+            raise CEMGError(f"{stray[0]}: is for files of users; give --histories too, or leave it out")
+        _recommend_to_one(model, history or [], dtype, device, shared | new_items)
+        return
+    if history:
+        raise CEMGError(f"give either item ids ({shlex.join(history)}) or --histories, not both")
+    if output is None:
+        raise CEMGError("--histories: name the folder to write with --output")
+    if new_items != {"new_item_boost": None, "new_item_dense": 0.0, "new_item_likelihood": 1.0}:
+        raise CEMGError("--new-item-…: these options are for a single history; leave them out, or give item ids instead of --histories")
+    _recommend_to_files(model, histories, output, overwrite, shared | of_files | {"dtype": dtype, "device": device})
+
+
+def _recommend_to_one(model: str, history: list[str], dtype: str, device: str, options: dict[str, Any]) -> None:
+    from .serving.processes import join_processes
+    from .training.loading import open_model
+
+    generator = open_model(model, dtype, join_processes(device)[1])
     try:
-        found = generator.recommend(
-            history or [],
-            k=k,
-            exclude_history=exclude_history,
-            on_unknown=on_unknown,
-            new_item_boost=new_item_boost,
-            new_item_dense=new_item_dense,
-            new_item_likelihood=new_item_likelihood,
-        )
+        found = generator.recommend(history, **options)
     except ValueError as error:  # models/ does not know CEMGError: it loads from a Hub folder without this package
         raise CEMGError(str(error).replace("pass on_unknown='skip'", "use --skip-unknown")) from error
     for place, (item_id, score) in enumerate(found, start=1):
         typer.echo(f"{place:3d}  {item_id}  {score:.4f}")
+
+
+def _recommend_to_files(model: str, histories: Path, output: Path, overwrite: bool, options: dict[str, Any]) -> None:
+    from accelerate import PartialState
+
+    from .serving.batch import BatchConfig, recommend_files
+
+    report = recommend_files(model, histories, output, BatchConfig(**options), overwrite=overwrite)
+    if PartialState().is_main_process:
+        typer.echo(f"{report}; in {output}")
+    PartialState().destroy_process_group()
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 @app.command()
@@ -343,27 +384,6 @@ def recipes() -> None:
 
     for name in recipe_names():
         typer.echo(f"{name:16s} {load_recipe(name).description}")
-
-
-def _load_model(model: str) -> CEMGForConditionalGeneration:
-    """A model with its catalogue, from a folder or the Hub.
-
-    Raises:
-        CEMGError: nothing of that name, no CEMG model, or a tokenizer that is missing or belongs to another model.
-    """
-    from .models.cemg import CEMGForConditionalGeneration
-
-    if Path(model).is_dir() and not (Path(model) / "config.json").is_file():
-        raise CEMGError(f"{model}: not a model folder; train one with `cemg finetune`, or name the folder `model` of a run")
-    try:
-        generator: CEMGForConditionalGeneration = CEMGForConditionalGeneration.from_pretrained(model)
-    except OSError as error:
-        raise CEMGError(f"{model}: no such model folder, and the Hub did not give it ({str(error).splitlines()[0]})") from error
-    except ValueError as error:
-        raise CEMGError(f"{model}: {error}") from error
-    if generator.tokenizer is None:
-        raise CEMGError(f"{model}: holds no item tokenizer; copy the files of the tokenizer it was trained with beside it")
-    return generator
 
 
 def _show(result: dict[str, Any], folder: Path) -> None:

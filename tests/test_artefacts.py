@@ -24,6 +24,15 @@ def test_fingerprints_are_equal_exactly_for_equal_parts(first: list[str], second
     assert fingerprint(*first) == fingerprint(*(part.encode() for part in first))
 
 
+@pytest.mark.parametrize("size", [0, 5, (1 << 20) + 7])
+def test_a_path_stands_for_the_bytes_of_its_file(tmp_path: Path, size: int) -> None:
+    content = bytes(range(256)) * (size // 256 + 1)
+    (tmp_path / "file").write_bytes(content[:size])
+    assert fingerprint("a", tmp_path / "file") == fingerprint("a", content[:size])
+    assert fingerprint_path(tmp_path / "file") == fingerprint(content[:size])
+    assert fingerprint_path(tmp_path) == fingerprint("file", content[:size])
+
+
 def write_stage(folder: Path, manifest: Manifest = MANIFEST, **files: str) -> None:
     with write_folder(folder, manifest) as scratch:
         for name, content in files.items():

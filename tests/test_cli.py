@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -204,3 +205,28 @@ def test_recommend_for_a_new_user_and_past_unknown_ids(cemg: Command, tmp_path: 
     assert [line[5:] for line in cemg("recommend", tmp_path / "model", "-k", 3).output.splitlines()] == expected
     known = cemg("recommend", tmp_path / "model", "item-01", "-k", 3)
     assert cemg("recommend", tmp_path / "model", "item-01", "gone", "-k", 3, "--skip-unknown").output == known.output
+
+
+def test_recommend_to_a_file_of_users(cemg: Command, tmp_path: Path) -> None:
+    """The lists of the file are those of the same command with the same ids; run again, it has nothing to do."""
+    ids = [f"item-{row:02d}" for row in range(NUM_ITEMS)]
+    save_model(tmp_path / "model", ids)
+    histories = [["item-01", "gone", "item-02"], [], ids]
+    pl.DataFrame({"who": [3, 1, 2], "bought": histories}).write_parquet(tmp_path / "users.parquet")
+    options = ["-k", 4, "--exclude-history", "--num-beams", 24, "--skip-unknown", "--device", "cpu"]
+    files = ["--histories", tmp_path / "users.parquet", "--output", tmp_path / "recs.parquet"]
+    columns = ["--user-column", "who", "--history-column", "bought", "--rows-per-part", 2, "--batch-size", 1]
+    ran = cemg("recommend", tmp_path / "model", *files, *columns, *options)
+    assert ran.status == 0, ran.errors
+    assert re.fullmatch(rf"3 users in [\d.]+ s, [\d.,]+ users/s, 1 unknown item ids skipped; in {tmp_path}/recs.parquet\n", ran.output)
+    found = pl.read_parquet(tmp_path / "recs.parquet" / "*.parquet")
+    assert found["who"].to_list() == [3, 1, 2]
+    for history, items, scores in zip(histories, found["item_ids"], found["scores"], strict=True):
+        lines = [line.split()[1:] for line in cemg("recommend", tmp_path / "model", *history, *options).output.splitlines()]
+        assert [item for item, _ in lines] == items.to_list()
+        assert [float(score) for _, score in lines] == pytest.approx(scores.to_list(), abs=1e-4)
+    again = cemg("recommend", tmp_path / "model", *files, *columns, *options)
+    assert (again.status, again.output) == (
+        0,
+        f"all 3 users are there already, 1 unknown item ids skipped; in {tmp_path}/recs.parquet\n",
+    )

@@ -215,3 +215,37 @@ def test_an_empty_history_is_a_new_user(cemg: Command, model: Path) -> None:
     recommended = [line.split()[1] for line in outcome.output.splitlines()]
     assert len(set(recommended)) == 5
     assert set(recommended) <= set(ITEM_IDS)
+
+
+# ---- files of users -----------------------------------------------------------------------------------------------------------
+
+
+def test_item_ids_and_files_of_users_are_not_mixed(cemg: Command, model: Path, tmp_path: Path) -> None:
+    users, output = tmp_path / "users.parquet", tmp_path / "recs"
+    pl.DataFrame({"user_id": ["a"], "history": [["item-01"]]}).write_parquet(users)
+    files = ("--histories", users, "--output", output)
+    assert "either item ids (item-01) or --histories, not both" in fails(cemg, "recommend", model, "item-01", *files)
+    assert "name the folder to write with --output" in fails(cemg, "recommend", model, "--histories", users)
+    assert "--output: is for files of users; give --histories too" in fails(cemg, "recommend", model, "item-01", "--output", output)
+    assert "--batch-size: is for files" in fails(cemg, "recommend", model, "item-01", "--batch-size", 3)
+    assert "--overwrite: is for files" in fails(cemg, "recommend", model, "--overwrite")
+    assert "--new-item-…: these options are for a single history" in fails(cemg, "recommend", model, *files, "--new-item-boost", 1)
+    assert not output.exists()
+
+
+def test_files_of_users_that_cannot_be_used(cemg: Command, model: Path, tmp_path: Path) -> None:
+    users, output = tmp_path / "users.parquet", tmp_path / "recs"
+    files = ("--histories", users, "--output", output)
+    assert f"{users}: no such file or folder" in fails(cemg, "recommend", model, *files)
+    pl.DataFrame({"user_id": ["a", "b"], "history": [["item-01"], ["no-such"]]}).write_parquet(users)
+    message = fails(cemg, "recommend", model, *files)
+    assert f"{users}: column history, row 2: item id 'no-such' is not among the 24 items of the catalogue" in message
+    assert "--skip-unknown" in message
+    assert "column id is missing (present: user_id, history)" in fails(cemg, "recommend", model, *files, "--user-column", "id")
+    assert "dtype='int8': give float32, bfloat16, float16" in fails(cemg, "recommend", model, *files, "--dtype", "int8")
+    assert "device 'tpu': give auto, cpu" in fails(cemg, "recommend", model, *files, "--device", "tpu")
+    assert "no such model folder" in fails(cemg, "recommend", tmp_path / "none", *files)
+    assert not output.exists()
+    assert cemg("recommend", model, *files, "--skip-unknown").status == 0
+    message = fails(cemg, "recommend", model, *files, "--skip-unknown", "-k", 3)
+    assert f"{output}: was begun with other inputs or settings (k 10 → 3); use --overwrite" in message

@@ -96,7 +96,12 @@ def test_item_ids_of_the_python_blocks_are_in_the_sample() -> None:
 
 
 def cemg_commands() -> Iterator[list[str]]:
-    return (words[1:] for words in shell_commands() if Path(words[0]).name == "cemg")
+    """The arguments of every `cemg`, also where a launcher starts it as a module."""
+    for words in shell_commands():
+        if Path(words[0]).name == "cemg":
+            yield words[1:]
+        elif "cemg_hf.cli" in words:
+            yield words[words.index("cemg_hf.cli") + 1 :]
 
 
 def test_cemg_commands_and_their_options_exist() -> None:
@@ -123,9 +128,9 @@ def test_settings_named_in_the_text_exist() -> None:
 
 def test_launched_scripts_take_the_arguments_given(monkeypatch: pytest.MonkeyPatch) -> None:
     launched = [words for words in shell_commands() if words[:2] == ["accelerate", "launch"]]
-    assert launched
-    for words in launched:
-        place = next(index for index, word in enumerate(words) if word.endswith(".py"))
+    scripts = [(words, place) for words in launched for place, word in enumerate(words) if word.endswith(".py")]
+    assert scripts
+    for words, place in scripts:
         module = script(words[place])
         monkeypatch.setattr(sys, "argv", words[place:])
         arguments = module.parse_arguments()

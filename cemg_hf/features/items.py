@@ -15,12 +15,10 @@ from ..errors import CEMGError
 from .encoder import ItemEncoder
 from .image import COLOUR_GRADIENT, ImageConfig, VGGImageEncoder
 from .light import ColourGradientImageEncoder, TfidfTextEncoder
-from .store import load_descriptions
+from .store import CONTENT_MODALITIES, load_descriptions
 from .text import TFIDF, TextConfig, TransformerTextEncoder
 
 logger = logging.getLogger(__name__)
-
-CONTENT_MODALITIES = ("image", "text")
 
 
 def text_encoder(config: TextConfig, cache_folder: Path | None = None) -> ItemEncoder:

@@ -21,7 +21,8 @@ from ..artefacts import write_json
 from ..errors import CEMGError
 from .projection import ROWS_AT_ONCE, Projection
 
-MODALITIES = ("image", "text", "collaborative")
+CONTENT_MODALITIES = ("image", "text")
+MODALITIES = (*CONTENT_MODALITIES, "collaborative")
 ARRAYS_NAME = "features.safetensors"
 ITEM_IDS_NAME = "item_ids.json"
 ENCODERS_NAME = "encoders.json"

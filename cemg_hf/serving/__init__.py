@@ -1,1 +1,1 @@
-"""Recommendations for others: an HTTP service, the same service on Ray."""
+"""Recommending at scale: for files of users (`batch`), over HTTP (`server`), on Ray (`ray_serve`)."""

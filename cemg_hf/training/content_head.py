@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..models.cemg.modeling_rqvae import COLLABORATIVE, CONTENT_MODALITIES, ContentHead
+from ..models.cemg.modeling_rqvae import COLLABORATIVE, ContentHead
+from .modality_dropout import hide_one
 from .quantise import FeatureBatches
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,8 @@ def train_content_head(head: ContentHead, data: FeatureBatches) -> dict[str, Any
         head.train()
         for batch in rows[torch.randperm(len(rows)).to(rows.device)].split(BATCH_SIZE):
             features, masks = data.batch(batch)
-            loss = F.mse_loss(head(features, _hide_one(masks)), features[COLLABORATIVE])
+            shown = hide_one({name: masks[name] for name in head.dims}, HIDDEN_SHARE)
+            loss = F.mse_loss(head(features, shown), features[COLLABORATIVE])
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
@@ -68,19 +70,6 @@ def train_content_head(head: ContentHead, data: FeatureBatches) -> dict[str, Any
     error, cosine = _evaluate(head, data, aside)
     logger.info("content head: explains %.1f %% of the variance of e^c on items kept aside", 100 * (1 - error))
     return {"items": len(rows) + len(aside), "explained_variance": 1 - error, "cosine": cosine}
-
-
-def _hide_one(masks: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Masks in which a random content modality of a random share of the items that have two is hidden."""
-    hidden = dict(masks)
-    if not all(name in masks for name in CONTENT_MODALITIES):
-        return hidden
-    both = torch.stack([masks[name] for name in CONTENT_MODALITIES]).all(0)
-    chosen = both & (torch.rand(both.shape, device=both.device) < HIDDEN_SHARE)
-    first = torch.rand(both.shape, device=both.device) < 0.5
-    for name, loses in zip(CONTENT_MODALITIES, (first, ~first), strict=True):
-        hidden[name] = masks[name] & ~(chosen & loses)
-    return hidden
 
 
 @torch.no_grad()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +24,7 @@ def rank_histories(
     num_beams: int | None = None,
     exclude_history: bool = False,
     batch_size: int = 128,
-    progress: str | None = None,
+    progress: str | tqdm[Any] | None = None,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """The k most probable next items of every history.
 
@@ -32,7 +34,7 @@ def rank_histories(
         k: length of the lists.
         num_beams: beams of the search, at least k (default k).
         exclude_history: leave out all items of the row, also those before the model's `max_history`.
-        progress: label of a progress bar, none when omitted.
+        progress: label of a progress bar, or a bar to advance by these users; none when omitted.
 
     Returns:
         item indices (rows, k), best first, −1 where fewer items are possible, and their scores, Σ log p (−inf there).
@@ -85,7 +87,7 @@ def _empty_rankings(rows: int, width: int) -> SeparateRankings:
 
 
 def _batches(
-    model: CEMGForConditionalGeneration, histories: Ragged, exclude_history: bool, batch_size: int, progress: str | None
+    model: CEMGForConditionalGeneration, histories: Ragged, exclude_history: bool, batch_size: int, progress: str | tqdm[Any] | None
 ) -> Iterator[tuple[npt.NDArray[np.int64], tuple[Tensor, Tensor, Tensor | None]]]:
     """Rows of similar length, longest first, with their token ids, attention mask and items to exclude."""
     config = model.config
@@ -94,7 +96,7 @@ def _batches(
         raise ValueError("the model has no catalogue; call model.set_tokenizer(tokenizer)")
     recent = histories.last(config.max_history)
     order = np.argsort(-recent.lengths, kind="stable")
-    with tqdm(total=len(order), desc=progress, unit="user", disable=progress is None, leave=False) as bar:
+    with _bar(progress, len(order)) as bar:
         for first in range(0, len(order), batch_size):
             rows = order[first : first + batch_size]
             items = torch.from_numpy(pad(recent.take(rows)))
@@ -105,6 +107,16 @@ def _batches(
             excluded = torch.from_numpy(pad(histories.take(rows))) if exclude_history else None
             yield rows, (torch.cat([start, tokens], dim=1), attention, excluded)
             bar.update(len(rows))
+
+
+@contextmanager
+def _bar(progress: str | tqdm[Any] | None, total: int) -> Iterator[tqdm[Any]]:
+    """The caller's bar, left open, or one of its own under a label."""
+    if isinstance(progress, tqdm):
+        yield progress
+    else:
+        with tqdm(total=total, desc=progress, unit="user", disable=progress is None, leave=False) as bar:
+            yield bar
 
 
 def pad(rows: Ragged) -> npt.NDArray[np.int64]:

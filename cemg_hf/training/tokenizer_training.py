@@ -31,6 +31,7 @@ from ..models.cemg.modeling_rqvae import CEMGRQVAE, COLLABORATIVE, CEMGRQVAEOutp
 from .codebooks import MovingAverageCodebooks, initialise_autoencoder, initialise_codebooks
 from .content_head import train_content_head
 from .fusion_training import train_fusion
+from .modality_dropout import hide_one
 from .quantise import FeatureBatches, quantise
 from .tokenizer_config import TokenizerTrainingConfig
 from .tokenizer_report import tokenizer_report
@@ -160,7 +161,7 @@ def _train(
             if codebooks is None:
                 loss = model.warmup_loss(features, masks)
             else:
-                output = model(features, masks, _hide_one(masks, config.modality_dropout) if config.modality_dropout else None)
+                output = model(features, masks, hide_one(masks, config.modality_dropout) if config.modality_dropout else None)
                 loss = output.loss
                 if aligned is not None:
                     extra = config.lambda_align * aligned(rows, output.quantised)
@@ -211,14 +212,6 @@ def _of_sample(model: CEMGRQVAE, data: FeatureBatches, sample: Tensor, latent: b
     found = torch.cat([model.encoder(x) if latent else x for x in parts])
     model.train(was_training)
     return found
-
-
-def _hide_one(masks: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Masks in which `share` of the items that have several modalities lack a random one of them."""
-    given = torch.stack(list(masks.values()))
-    drawn = torch.rand(given.shape, device=given.device).masked_fill(~given, -1.0).argmax(0)
-    hit = (torch.rand(given.shape[1], device=given.device) < share) & (given.sum(0) > 1)
-    return {name: mask & ~(hit & (drawn == index)) for index, (name, mask) in enumerate(masks.items())}
 
 
 def _continue_from(model: CEMGRQVAE, start: CEMGRQVAE) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from io import StringIO
+
 import numpy as np
 import pytest
 import torch
+from tqdm.auto import tqdm
 
 from cemg_hf import CEMGConfig, CEMGForConditionalGeneration, CEMGTokenizer
 from cemg_hf.data import Ragged
@@ -56,6 +59,13 @@ def test_lists_end_with_nothing_where_items_run_out(model):
 def test_no_histories_give_no_rows(model):
     ranked, scores = rank_histories(model, Ragged.from_lists([]), 5)
     assert ranked.shape == scores.shape == (0, 5)
+
+
+def test_a_bar_of_the_callers_is_advanced_and_left_open(model):
+    with tqdm(total=20, initial=3, file=StringIO()) as bar:
+        rank_histories(model, HISTORIES, 2, batch_size=2, progress=bar)
+        rank_histories(model, HISTORIES, 2, progress=bar)
+        assert bar.n == 3 + 2 * len(HISTORIES)
 
 
 def test_impossible_requests_are_refused(model):

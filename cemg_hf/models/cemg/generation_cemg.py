@@ -192,12 +192,12 @@ def constrained_beam_search(
         if diversity is None or level == 0:
             scores, chosen = totals.topk(min(num_beams, totals.shape[1]), dim=1)
         else:
-            slots = children.codes.shape[-1]
-            chosen = diversity.best(first_codes.repeat_interleave(slots, 1), totals, num_beams, diversity.beams_per_first_code(num_beams))
+            groups = first_codes.repeat_interleave(children.codes.shape[-1], 1)
+            chosen = diversity.best(groups, totals, num_beams, diversity.beams_per_first_code(num_beams))
             scores = totals.gather(1, chosen)
-        parents = chosen // children.codes.shape[-1]
-        codes = children.codes.flatten(1).gather(1, chosen)
-        nodes = torch.where(scores > -torch.inf, children.nodes.flatten(1).gather(1, chosen), -1)
+        slots = children.codes.shape[-1]
+        parents, codes = chosen // slots, children.codes.flatten(1).gather(1, chosen)
+        nodes = torch.where(scores > -torch.inf, children.first.gather(1, parents) + chosen % slots, -1)
         first_codes = codes if level == 0 else first_codes.gather(1, parents)
     if diversity is not None:
         nodes, scores = _spread_list(nodes, scores, first_codes, diversity)

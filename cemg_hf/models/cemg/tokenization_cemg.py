@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import Tensor
 from transformers import BatchEncoding, PreTrainedTokenizer
 
 from .assignment_cemg import assign_unique_codes
-from .description_cemg import BranchDescription, describe_branch, parse_prefix
+from .description_cemg import CODE_TOKEN, BranchDescription, describe_branch, parse_prefix
 from .modeling_rqvae import CEMGRQVAE, CEMGRQVAEConfig
 from .trie_cemg import ItemTrie
 
@@ -28,7 +27,6 @@ VOCAB_FILES_NAMES = {
     "rqvae_config_file": "rqvae_config.json",
     "rqvae_file": "rqvae.safetensors",
 }
-CODE_TOKEN = re.compile(r"<([a-z])_(\d+)>")
 FORMAT = 1  # of the files; a change that older code would misread raises it
 ENCODED_AT_ONCE = 4096  # new items per pass through the RQ-VAE
 

@@ -13,7 +13,7 @@ KEY_BITS = 62  # of a sort key: an int64 without its sign
 class Children(NamedTuple):
     """Children of a batch of trie nodes, padded to the largest number of children at that depth, D."""
 
-    nodes: Tensor  # (..., D) int64 node numbers at the next depth, 0 on the padding
+    first: Tensor  # (...) int64 the first child's number at the next depth; the others follow
     codes: Tensor  # (..., D) int64 code of the edge, 0 … K−1
     valid: Tensor  # (..., D) bool, False on the padding
 
@@ -142,12 +142,11 @@ class ItemTrie:
 
     def children(self, depth: int, nodes: Tensor) -> Children:
         """Children of `nodes` (...,) of one depth; each field is (..., D). Node −1 has no children."""
-        first = self.first_child[depth]
+        bounds, edges = self.first_child[depth], self.codes[depth]
         known = nodes.clamp(min=0)
-        child = first[known].unsqueeze(-1) + torch.arange(self.max_children[depth], dtype=torch.int32, device=nodes.device)
-        valid = (child < first[known + 1].unsqueeze(-1)) & (nodes >= 0).unsqueeze(-1)
-        child = torch.where(valid, child, 0).long()
-        return Children(child, self.codes[depth][child].long(), valid)
+        first, last = bounds[known], torch.where(nodes >= 0, bounds[known + 1], 0)
+        child = first.unsqueeze(-1) + torch.arange(self.max_children[depth], dtype=torch.int32, device=nodes.device)
+        return Children(first.long(), edges[child.clamp(max=len(edges) - 1)].long(), child < last.unsqueeze(-1))
 
     def walk(self, codes: Tensor) -> Tensor:
         """Node reached from the root along `codes` (..., m), m ≤ M; −1 where no item begins so."""

@@ -21,10 +21,10 @@ from ..models.cemg.recommendation_cemg import DEFAULT_NUM_BEAMS
 from ..training.loading import open_model
 from ..training.ranking import rank_histories
 from .histories import HistoryFiles
+from .loading import DTYPES
 from .parts import PartFolder
 from .processes import from_main_process, join_processes
 
-DTYPES = ("float32", "bfloat16", "float16")
 LIST_COLUMNS = ("item_ids", "scores")
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..models.cemg import CEMGForConditionalGeneration, CEMGTokenizer, Recommendation
-from ..models.cemg.modeling_cemg import DEFAULT_NUM_BEAMS
+from ..models.cemg.recommendation_cemg import DEFAULT_NUM_BEAMS
 from .config import ServingConfig
 
 
@@ -22,6 +22,12 @@ class Query:
     on_unknown: str = "error"
     allowed_items: Sequence[str] | None = None
     denied_items: Sequence[str] | None = None
+    max_per_first_code: int | None = None
+    min_first_codes: int | None = None
+
+    @property
+    def diversity(self) -> dict[str, int | None]:
+        return {"max_per_first_code": self.max_per_first_code, "min_first_codes": self.min_first_codes}
 
     @property
     def beams(self) -> int:
@@ -91,9 +97,10 @@ class Recommender:
     def group(query: Query) -> Hashable:
         """What the queries of one batch have in common. Of the same beams a shorter list is a part of the longer one, so k may differ; a
         history is excluded by denying its items, so that may differ too. Lists of allowed items are long, and every query of a batch pays
-        for the longest.
+        for the longest. How a list is spread over branches depends on its length.
         """
-        return query.beams, query.allowed_items is not None
+        spread = tuple(query.diversity.values())
+        return query.beams, query.allowed_items is not None, *spread, None if spread == (None, None) else query.k
 
     def answer(self, queries: Sequence[Query]) -> list[Found | UnknownItems]:
         """Answers to queries of one group, in order. A query that names unknown items fails alone."""
@@ -110,7 +117,7 @@ class Recommender:
         if not queries:
             return []
         histories = [self._known(query.history) for query in queries]
-        filters: dict[str, Any] = {}
+        filters: dict[str, Any] = dict(queries[0].diversity)
         if queries[0].allowed_items is not None:
             filters["allowed_items"] = [self._known(query.allowed_items or ()) for query in queries]
         denied = [

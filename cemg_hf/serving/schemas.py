@@ -30,8 +30,14 @@ class RecommendRequest(Body):
     allowed_items: list[ItemId] | None = Field(default=None, description="Recommend these items only.")
     denied_items: list[ItemId] | None = Field(default=None, description="Never recommend these items.")
 
+    max_per_first_code: int | None = Field(default=None, ge=1, description="Items of one branch of the catalogue (first code), at most.")
+    min_first_codes: int | None = Field(default=None, ge=1, description="Different branches of the catalogue in the list, at least.")
+
     @model_validator(mode="after")
-    def _enough_beams(self) -> RecommendRequest:
+    def _fits_together(self) -> RecommendRequest:
+        for name in ("max_per_first_code", "min_first_codes"):
+            if (getattr(self, name) or 1) > self.k:
+                raise ValueError(f"{name}={getattr(self, name)} is more than a list of k={self.k} holds")
         if self.num_beams is not None and self.num_beams < self.k:
             raise ValueError(f"num_beams={self.num_beams} cannot fill lists of k={self.k}; use at least k beams")
         return self

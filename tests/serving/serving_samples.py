@@ -58,6 +58,7 @@ def one_by_one(model: CEMGForConditionalGeneration, query: Query) -> list[Recomm
         on_unknown=query.on_unknown,
         allowed_items=query.allowed_items,
         denied_items=query.denied_items,
+        **query.diversity,
     )
 
 

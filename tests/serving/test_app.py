@@ -106,6 +106,8 @@ def test_a_list_of_requests_is_answered_in_order_or_not_at_all(client: TestClien
         ({"k": 5.5}, ["body", "k"]),
         ({"num_beams": 41}, ["body", "num_beams"]),
         ({"k": 10, "num_beams": 9}, ["body"]),
+        ({"k": 3, "max_per_first_code": 4}, ["body"]),
+        ({"min_first_codes": 0}, ["body", "min_first_codes"]),
         ({"on_unknown": "ignore"}, ["body", "on_unknown"]),
         ({"exclude_history": "yes"}, ["body", "exclude_history"]),
         ({"allowed_items": ["item1"] * 6}, ["body", "allowed_items"]),

@@ -22,6 +22,8 @@ QUERIES = st.builds(
     on_unknown=st.sampled_from(["error", "skip", "skip"]),
     allowed_items=st.none() | st.lists(IDS, max_size=30),
     denied_items=st.none() | st.lists(IDS, max_size=30),
+    max_per_first_code=st.sampled_from([None, None, 1]),
+    min_first_codes=st.sampled_from([None, None, 1]),
 )
 
 
@@ -54,6 +56,7 @@ def test_queries_that_differ_in_k_history_and_denied_items_share_a_pass() -> Non
     shared = Query(history=["item1"], k=5)
     assert group(shared) == group(Query(k=20)) == group(Query(exclude_history=True, denied_items=["item2"])) == group(Query(num_beams=20))
     assert len({group(shared), group(Query(k=21)), group(Query(num_beams=30)), group(Query(allowed_items=[]))}) == 4
+    assert len({group(shared), group(Query(min_first_codes=2)), group(Query(k=5, min_first_codes=2))}) == 3  # spread over k items
 
 
 def test_a_catalogue_of_another_model_is_refused_and_the_old_one_stays() -> None:

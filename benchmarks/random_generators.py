@@ -23,12 +23,20 @@ NETWORK: dict[str, Any] = {
 }
 
 
-def random_codes(items: int, codebook_size: int, seed: int = 0, levels: int = LEVELS) -> Tensor:
-    """(items, M) different codes, drawn uniformly."""
+def random_codes(items: int, codebook_size: int, seed: int = 0, levels: int = LEVELS, *, skewed: bool = False) -> Tensor:
+    """(items, M) different codes, drawn uniformly, or by Zipf's law on every level."""
     draw = torch.Generator().manual_seed(seed)
-    keys = torch.randint(codebook_size**levels, (items + items // 50 + 100,), generator=draw).unique()
+    keys = torch.empty(0, dtype=torch.int64)
+    while len(keys) < items:
+        count = items + items // 50 + 100
+        if skewed:
+            odds = 1 / torch.arange(1, codebook_size + 1)
+            drawn = torch.stack([torch.multinomial(odds, count, replacement=True, generator=draw) for _ in range(levels)])
+            more = (drawn * (codebook_size ** torch.arange(levels)).unsqueeze(1)).sum(0)
+        else:
+            more = torch.randint(codebook_size**levels, (count,), generator=draw)
+        keys = torch.cat([keys, more]).unique()
     keys = keys[torch.randperm(len(keys), generator=draw)[:items]]
-    assert len(keys) == items, f"{codebook_size}^{levels} codes are too few for {items} items"
     return torch.stack([keys // codebook_size**level % codebook_size for level in reversed(range(levels))], dim=1)
 
 

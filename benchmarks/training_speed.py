@@ -2,8 +2,9 @@
 
 Variants cover the same targets of the same data set: windows whose prefixes are all trained in one pass of an item-causal model
 (the package's default) or one sample per prefix (a bidirectional T5, as TIGER trains), with batches of similar length or drawn at
-random and padded. Some optimizer steps of each are timed, spread over an epoch and in turns, and scaled to the whole epoch. CPU seconds
-are those of the process over all threads.
+random and padded. Some optimizer steps of each are timed, spread over an epoch and in turns, and scaled to the whole epoch by targets.
+All variants have the recipe's batch size, in samples: where a sample is one target, an epoch has more and smaller optimizer steps. CPU
+seconds are those of the process over all threads; their standard error is that of the ratio over the timed steps.
 
     OMP_NUM_THREADS=2 python benchmarks/training_speed.py --run runs/beauty
 """
@@ -41,6 +42,8 @@ VARIANTS = {
 }
 COLUMNS = {
     "CPU s per epoch": "cpu_seconds_per_epoch",
+    "± standard error": "cpu_seconds_standard_error",
+    "optimizer steps": "steps_per_epoch",
     "epochs per hour": "epochs_per_hour",
     "targets/s": "targets_per_second",
     "tokens/s": "tokens_per_second",
@@ -63,9 +66,9 @@ class Variant:
 
     def step(self, order: np.ndarray, number: int) -> dict[str, float]:
         size = self.sampler.batch_size
-        batch = self.collate(order[number * size : (number + 1) * size].tolist())
         device = self.model.device
         wall, cpu = time.perf_counter(), time.process_time()
+        batch = self.collate(order[number * size : (number + 1) * size].tolist())
         inputs = {name: values.to(device) for name, values in batch.items()}
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             loss = self.model(**inputs).loss
@@ -146,7 +149,11 @@ def summarise(variant: Variant, rows: list[dict[str, float]]) -> dict[str, Any]:
     total = {key: sum(row[key] for row in rows) for key in rows[0]}
     epoch_targets = variant.windows.num_targets
     per_target = total["wall"] / total["targets"]
+    ratio = total["cpu"] / total["targets"]
+    spread = statistics.stdev(row["cpu"] - ratio * row["targets"] for row in rows) / (total["targets"] / len(rows))
     return {
+        "cpu_seconds_standard_error": epoch_targets * spread / len(rows) ** 0.5,
+        "steps_per_epoch": variant.sampler.steps_per_epoch,
         "cpu_seconds_per_epoch": epoch_targets * total["cpu"] / total["targets"],
         "seconds_per_epoch": epoch_targets * per_target,
         "epochs_per_hour": 3600 / (epoch_targets * per_target),

@@ -14,7 +14,7 @@ class BeamDecoder:
     """T5's decoder over the beams of a batch of users, with T5's own weights.
 
     Beams are queries: the keys and values of a user's history exist once per layer, whatever the number of beams. Of the beams' own
-    tokens, at most M, keys and values are kept and follow their beams by index. Dropout is not applied.
+    tokens, at most M, keys and values are kept and follow their beams by index. For a model in evaluation mode.
 
     Args:
         decoder: T5's decoder stack.

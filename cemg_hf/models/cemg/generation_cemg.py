@@ -133,6 +133,15 @@ class Diversity(NamedTuple):
     max_per_first_code: int | None = None
     min_first_codes: int | None = None
 
+    def check(self, num_beams: int) -> None:
+        """Raises ValueError for settings that cannot work."""
+        if not 1 <= self.size <= num_beams:
+            raise ValueError(f"a list of {self.size} items needs as many beams at least, got num_beams={num_beams}")
+        for name in ("max_per_first_code", "min_first_codes"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= self.size:
+                raise ValueError(f"{name} must be 1 … k = {self.size}, got {value}")
+
     def beams_per_first_code(self, num_beams: int) -> int:
         """Beams that one first code may hold during the search, so that enough other branches survive to fill the list."""
         if self.max_per_first_code is None:

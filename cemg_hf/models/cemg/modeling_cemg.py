@@ -15,7 +15,7 @@ from transformers.models.t5.modeling_t5 import T5Stack
 from transformers.utils import cached_file
 
 from .configuration_cemg import CEMGConfig
-from .recommendation_cemg import DEFAULT_NUM_BEAMS, RecommendationMixin
+from .recommendation_cemg import RecommendationMixin
 from .tokenization_cemg import CEMGTokenizer
 
 TOKEN_MATRICES = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
@@ -91,16 +91,7 @@ class CEMGForConditionalGeneration(RecommendationMixin, T5ForConditionalGenerati
             self.recency_bias = RecencyBias(config.max_history + 2, config.num_heads)
             nn.init.zeros_(self.recency_bias.weight)
         self.tokenizer: CEMGTokenizer | None = None
-        self.generation_config.update(
-            max_new_tokens=config.num_levels,
-            max_length=None,
-            eos_token_id=None,
-            num_beams=DEFAULT_NUM_BEAMS,
-            length_penalty=0.0,
-            decoder_start_token_id=config.decoder_start_token_id,
-            pad_token_id=config.pad_token_id,
-            bos_token_id=config.bos_token_id,
-        )
+        self.generation_config = self.usual_generation(config)
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import GenerationConfig
 from transformers.generation.utils import GenerateBeamEncoderDecoderOutput
 
 from .decoding_cemg import BeamDecoder
@@ -22,8 +24,10 @@ else:
     Base = object
 
 DEFAULT_NUM_BEAMS = 20
-LISTED_PER_USER = 1024  # a longer list that holds for all histories makes a trie of its own
-CONSTRAINED_ARGUMENTS = {"input_ids", "attention_mask", "num_beams", "num_return_sequences", "return_dict_in_generate", "output_scores"}
+LISTED_PER_USER = 1024  # a longer list that holds for all histories makes a trie of its own, if that is smaller than the lists of a batch
+PLAIN_SETTINGS = ("num_beams", "num_return_sequences", "return_dict_in_generate")
+PLAIN_ARGUMENTS = {"input_ids", "attention_mask", *PLAIN_SETTINGS}
+WITHOUT_EFFECT = {"use_cache", "early_stopping"}  # on a search of M steps that scores all beams alike
 
 NOTHING = torch.empty(0, dtype=torch.int64)
 Rows = Sequence[Tensor | None]
@@ -116,12 +120,17 @@ class RecommendationMixin(Base):
 
         Returns: item indices (B, ≤ num_beams) int64, best first, −1 where no further item is possible, and scores, fp32.
         """
+        if num_beams < 1:
+            raise ValueError(f"num_beams must be at least 1, got {num_beams}")
+        if diversity is not None:
+            diversity.check(num_beams)
         filters: dict[str, Any] = {"excluded_items": excluded_items, "allowed_items": allowed_items, "restricted": restricted}
         if new_item_boost is None:
             if new_item_dense or new_item_likelihood != 1:
                 raise ValueError("new_item_dense and new_item_likelihood need new_item_boost; give it a number, 0 for no bonus")
             trie = self.trie if trie is None else trie
-            return self._search(trie, *self._encode_history(input_ids, attention_mask), num_beams, diversity, **filters)
+            with self._evaluating():
+                return self._search(trie, *self._encode_history(input_ids, attention_mask), num_beams, diversity, **filters)
         if not math.isfinite(new_item_boost):
             raise ValueError(f"new_item_boost must be a finite number or None, got {new_item_boost}")
         if diversity is not None:
@@ -141,14 +150,15 @@ class RecommendationMixin(Base):
 
         Arguments as for `rank`. `merge_rankings(*found, boost)` makes one list of the two, for any boost.
         """
-        encoded = self._encode_history(input_ids, attention_mask)
         found = []
-        for part in self._tries_by_age(self.trie if trie is None else trie):
-            if part is None:
-                nothing = torch.empty(len(input_ids), 0, device=self.device)
-                found += [nothing.long(), nothing]
-            else:
-                found += self._search(part, *encoded, num_beams, None, **filters)
+        with self._evaluating():
+            encoded = self._encode_history(input_ids, attention_mask)
+            for part in self._tries_by_age(self.trie if trie is None else trie):
+                if part is None:
+                    nothing = torch.empty(len(input_ids), 0, device=self.device)
+                    found += [nothing.long(), nothing]
+                else:
+                    found += self._search(part, *encoded, num_beams, None, **filters)
         return SeparateRankings(*found)
 
     @torch.inference_mode()
@@ -181,11 +191,11 @@ class RecommendationMixin(Base):
             return found._replace(new_scores=torch.where(items >= 0, likelihood * scores, -torch.inf))
         tokenizer = self.tokenizer
         assert tokenizer is not None
-        if tokenizer.item_vectors is None:
-            raise ValueError("new_item_dense needs content vectors, and this tokenizer holds none; leave it at 0")
         _, part = self._tries_by_age(self.trie if trie is None else trie)
         if part is None:
             return found
+        if tokenizer.item_vectors is None:
+            raise ValueError("new_item_dense needs content vectors, and this tokenizer holds none; leave it at 0")
         vectors = tokenizer.item_vectors.to(self.device).float()
         new = part.leaf_items.long()
         cosines = functional.normalize(self._history_vectors(input_ids.to(self.device), vectors), dim=1)
@@ -208,6 +218,18 @@ class RecommendationMixin(Base):
             totals = totals.masked_fill(hidden if restricted is None else hidden & restricted.to(self.device)[:, None], -torch.inf)
         best, chosen = totals.topk(min(size, len(new)), dim=1)
         return found._replace(new_items=torch.where(best > -torch.inf, new[chosen], -1), new_scores=best)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Without dropout, whatever the mode; the mode is as before afterwards."""
+        training = self.training
+        if training:
+            self.eval()
+        try:
+            yield
+        finally:
+            if training:
+                self.train()
 
     def _encode_history(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Attention mask on the model's device, and the encoder's states (B, S, D)."""
@@ -243,15 +265,17 @@ class RecommendationMixin(Base):
         return constrained_beam_search(next_level, trie, len(states), num_beams, items, diversity)
 
     def _tries_by_age(self, whole: ItemTrie) -> tuple[ItemTrie | None, ItemTrie | None]:
-        """Tries of the trained and of the new items of `whole`, None for one without items. Made again when the catalogue changes."""
-        tokenizer, split = self.tokenizer, self._split_tries
+        """Tries of the trained and of the new items of `whole`, None for one without items. Those of the whole catalogue are kept."""
+        tokenizer, kept = self.tokenizer, self._split_tries
         assert tokenizer is not None
-        if split is None or split[0] is not whole:
-            items = whole.leaf_items.long()
-            new = tokenizer.new_items.to(whole.device)[items]
-            trained, added = (whole.subset(items[rows]) if bool(rows.any()) else None for rows in (~new, new))
-            split = self._split_tries = (whole, trained, added)
-        return split[1:]
+        if kept is not None and kept[0] is whole:
+            return kept[1:]
+        items = whole.leaf_items.long()
+        new = tokenizer.new_items.to(whole.device)[items]
+        trained, added = (whole.subset(items[rows]) if bool(rows.any()) else None for rows in (~new, new))
+        if whole is self.trie:
+            self._split_tries = (whole, trained, added)
+        return trained, added
 
     def _history_vectors(self, input_ids: Tensor, vectors: Tensor) -> Tensor:
         """(B, V) sum of the unit content vectors of the items in token sequences (B, S), wherever the padding stands."""
@@ -268,25 +292,27 @@ class RecommendationMixin(Base):
     # ---- generate -------------------------------------------------------------------------------------------------------------
 
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers. A plain call, with the catalogue attached, is answered by the constrained beam search of `recommend`:
+        """As in transformers, and with a tokenizer attached inside its catalogue. A plain call is answered by the search of `recommend`:
 
             model.generate(**tokenizer(histories, padding=True, return_tensors="pt"), num_beams=20, num_return_sequences=10)
 
-        Plain means no arguments but `inputs` or `input_ids`, `attention_mask`, `num_beams`, `num_return_sequences`,
-        `return_dict_in_generate` and `output_scores`. Every other call goes to transformers' own loop, which the catalogue does not bind
-        (give it `logits_processor=[model.prefix_constraint()]`).
+        Plain means no arguments but `inputs` or `input_ids`, `attention_mask`, `num_beams`, `num_return_sequences` and
+        `return_dict_in_generate`, and a generation configuration that says nothing else either. Every other call (sampling, other scores,
+        prompt tuning) is transformers' own loop, with `prefix_constraint()` as its logits processor unless it brings processors of its own.
 
         Returns:
             (B · num_return_sequences, 1 + M) token ids, best first for each history and padded after the start token where fewer items
             are possible; with `return_dict_in_generate=True` as `sequences`, and Σ log p as `sequences_scores`.
         """
-        settings = self.generation_config
-        plain = not args and set(kwargs) <= CONSTRAINED_ARGUMENTS and not settings.do_sample
-        input_ids = kwargs.get("input_ids", inputs)
-        if self.tokenizer is None or not plain or input_ids is None:
+        if self.tokenizer is None:
             return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
-        num_beams = kwargs.get("num_beams") or settings.num_beams or DEFAULT_NUM_BEAMS
-        count = kwargs.get("num_return_sequences") or settings.num_return_sequences or 1
+        input_ids = kwargs.get("input_ids", inputs)
+        if args or input_ids is None or not self._is_plain(kwargs):
+            if len(args) < 2 and kwargs.get("logits_processor") is None and kwargs.get("prefix_allowed_tokens_fn") is None:
+                kwargs["logits_processor"] = [self.prefix_constraint()]
+            return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
+        given = {name: getattr(self.generation_config, name) if kwargs.get(name) is None else kwargs[name] for name in PLAIN_SETTINGS}
+        num_beams, count = given["num_beams"] or DEFAULT_NUM_BEAMS, given["num_return_sequences"] or 1
         if count > num_beams:
             raise ValueError(f"num_return_sequences={count} has to be at most num_beams={num_beams}")
         attention_mask = kwargs.get("attention_mask")
@@ -299,9 +325,37 @@ class RecommendationMixin(Base):
         tokens = self.tokenizer.item_tokens.to(items.device)[items.clamp(min=0)]
         tokens = tokens.masked_fill(items.unsqueeze(1) < 0, self.config.pad_token_id)
         sequences = functional.pad(tokens, (1, 0), value=self.config.decoder_start_token_id)
-        if kwargs.get("return_dict_in_generate") or (settings.return_dict_in_generate and "return_dict_in_generate" not in kwargs):
+        if given["return_dict_in_generate"]:
             return GenerateBeamEncoderDecoderOutput(sequences=sequences, sequences_scores=scores)  # type: ignore[arg-type]
         return sequences
+
+    def _is_plain(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether a call of `generate` asks for nothing but the best items."""
+        if "prepare_inputs_for_generation" in vars(self):  # peft puts the prompts it tuned in there
+            return False
+        plain = {"do_sample": False, "max_new_tokens": self.config.num_levels, "length_penalty": 0.0}
+        asked = {name: value for name, value in arguments.items() if name not in PLAIN_ARGUMENTS | WITHOUT_EFFECT}
+        if any(name not in plain or value != plain[name] for name, value in asked.items()):
+            return False
+        settings, usual = self.generation_config.to_dict(), self.usual_generation(self.config).to_dict()
+        decisive = settings.keys() - PLAIN_ARGUMENTS - WITHOUT_EFFECT - {"transformers_version"}
+        return all(settings[name] == usual.get(name) for name in decisive if not name.startswith("_"))
+
+    @staticmethod
+    def usual_generation(config: Any) -> GenerationConfig:
+        """How `generate` writes one item, for a `CEMGConfig`."""
+        settings = GenerationConfig.from_model_config(config)
+        settings.update(
+            max_new_tokens=config.num_levels,
+            max_length=None,
+            eos_token_id=None,
+            num_beams=DEFAULT_NUM_BEAMS,
+            length_penalty=0.0,
+            decoder_start_token_id=config.decoder_start_token_id,
+            pad_token_id=config.pad_token_id,
+            bos_token_id=config.bos_token_id,
+        )
+        return settings
 
     # ---- item ids in, item ids out --------------------------------------------------------------------------------------------
 
@@ -355,6 +409,10 @@ class RecommendationMixin(Base):
         num_beams = max(k, DEFAULT_NUM_BEAMS) if num_beams is None else num_beams
         if num_beams < k:
             raise ValueError(f"num_beams={num_beams} cannot fill lists of k={k}; use at least k beams")
+        diversity = None
+        if max_per_first_code is not None or min_first_codes is not None:
+            diversity = Diversity(k, max_per_first_code, min_first_codes)
+            diversity.check(num_beams)
         trie = self.trie  # raises when no catalogue is attached
         tokenizer = self.tokenizer
         assert tokenizer is not None
@@ -368,7 +426,9 @@ class RecommendationMixin(Base):
             rows = _item_rows(tokenizer, f"{name}_items", given, len(batch), on_unknown)
             if not isinstance(rows, Tensor):
                 lists[name] = rows
-            elif len(rows) <= LISTED_PER_USER:
+            elif len(rows) <= LISTED_PER_USER or len(rows) * min(batch_size, len(batch)) < (
+                len(rows) if name == "allowed" else trie.num_items - len(rows)
+            ):
                 lists[name] = [rows] * len(batch)
             else:
                 items = trie.leaf_items.long()
@@ -377,37 +437,24 @@ class RecommendationMixin(Base):
                     nothing: list[list[Recommendation]] = [[] for _ in batch]
                     return nothing[0] if single else nothing
                 trie = trie.subset(items)
-        diversity = None
-        if max_per_first_code is not None or min_first_codes is not None:
-            for name, value in (("max_per_first_code", max_per_first_code), ("min_first_codes", min_first_codes)):
-                if value is not None and not 1 <= value <= k:
-                    raise ValueError(f"{name} must be 1 … k = {k}, got {value}")
-            diversity = Diversity(k, max_per_first_code, min_first_codes)
         results: list[list[Recommendation]] = []
-        training = self.training
-        self.eval()
-        try:
-            for first in range(0, len(known), batch_size):
-                part = slice(first, first + batch_size)
-                inputs = tokenizer.pad({"input_ids": [tokenizer.history_ids(indices) for indices in known[part]]}, return_tensors="pt")
-                items, scores = self.rank(
-                    inputs["input_ids"],
-                    inputs["attention_mask"],
-                    num_beams,
-                    **_filters(
-                        known[part] if exclude_history else None, *(None if rows is None else rows[part] for rows in lists.values())
-                    ),
-                    diversity=diversity,
-                    trie=trie,
-                    new_item_boost=new_item_boost,
-                    new_item_dense=new_item_dense,
-                    new_item_likelihood=new_item_likelihood,
-                )
-                for row, values in zip(items[:, :k].tolist(), scores[:, :k].tolist(), strict=True):
-                    found = [Recommendation(tokenizer.item_ids[item], score) for item, score in zip(row, values, strict=True) if item >= 0]
-                    results.append(found)
-        finally:
-            self.train(training)
+        for first in range(0, len(known), batch_size):
+            part = slice(first, first + batch_size)
+            inputs = tokenizer.pad({"input_ids": [tokenizer.history_ids(indices) for indices in known[part]]}, return_tensors="pt")
+            items, scores = self.rank(
+                inputs["input_ids"],
+                inputs["attention_mask"],
+                num_beams,
+                **_filters(known[part] if exclude_history else None, *(None if rows is None else rows[part] for rows in lists.values())),
+                diversity=diversity,
+                trie=trie,
+                new_item_boost=new_item_boost,
+                new_item_dense=new_item_dense,
+                new_item_likelihood=new_item_likelihood,
+            )
+            for row, values in zip(items[:, :k].tolist(), scores[:, :k].tolist(), strict=True):
+                found = [Recommendation(tokenizer.item_ids[item], score) for item, score in zip(row, values, strict=True) if item >= 0]
+                results.append(found)
         return results[0] if single else results
 
 

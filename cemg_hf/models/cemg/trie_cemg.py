@@ -98,7 +98,8 @@ class ItemTrie:
 
     def to(self, device: torch.device | str) -> ItemTrie:
         """The same trie on another device (this object itself if it is there already)."""
-        if self.device == torch.device(device):
+        device = torch.empty(0, device=device).device  # "cuda" is "cuda:0"
+        if self.device == device:
             return self
         moved = object.__new__(ItemTrie)
         moved.__dict__.update(self.__dict__)
@@ -122,12 +123,13 @@ class ItemTrie:
         return 1 if depth == 0 else len(self.codes[depth - 1])
 
     def leaves_of(self, items: Tensor) -> Tensor:
-        """(...) int64 leaf of each item index (...); N for −1 and for items that are not in a subset."""
-        leaves = self.leaf_of_item[items.clamp(min=0)]
+        """(...) int64 leaf of each item index (...); the number of leaves for −1 and for items that are not in this trie."""
+        known = (items >= 0) & (items < len(self.leaf_of_item))
+        leaves = self.leaf_of_item[items.masked_fill(~known, 0)]
         if self.whole_leaves is not None:
             place = torch.searchsorted(self.whole_leaves, leaves).clamp(max=self.num_items - 1)
             leaves = torch.where(self.whole_leaves[place] == leaves, place, self.num_items)
-        return torch.where(items >= 0, leaves, self.num_items).long()
+        return torch.where(known, leaves, self.num_items).long()
 
     def leaf_range(self, depth: int, nodes: Tensor) -> tuple[Tensor, Tensor]:
         """First leaf and the one after the last, both (...) int64, under `nodes` (...) ≥ 0 of one depth."""

@@ -202,12 +202,14 @@ def test_lists_are_as_diverse_as_asked_and_as_long_as_possible(catalogue, size, 
 def test_an_exhaustive_search_is_diversified_exactly(catalogue, size, seed, data):
     codes, codebook_size = catalogue
     limit = data.draw(st.integers(1, size))
+    gone = data.draw(st.lists(st.integers(0, len(codes) - 1), max_size=20))
     model, trie = RandomModel(2, codes.shape[1], codebook_size, seed), ItemTrie(codes, codebook_size)
-    items, _ = constrained_beam_search(model.steps(), trie, 2, max(len(codes), size), None, Diversity(size, limit))
+    without = ItemFilter(trie, torch.tensor([gone, gone]).long().reshape(2, -1))
+    items, _ = constrained_beam_search(model.steps(), trie, 2, max(len(codes), size), without, Diversity(size, limit))
     scores = model.item_scores(codes)
     for row in range(2):
         expected: list[int] = []
-        for item in scores[row].argsort(descending=True).tolist():
+        for item in [item for item in scores[row].argsort(descending=True).tolist() if item not in gone]:
             same = sum(int(codes[other, 0]) == int(codes[item, 0]) for other in expected)
             expected += [item] if same < limit and len(expected) < size else []
         assert items[row][items[row] >= 0].tolist() == expected

@@ -6,7 +6,7 @@ import pytest
 import torch
 from generator_samples import NUM_LEVELS, generator, item_tokenizer, plain_scores, rqvae_parts, small_config
 from torch.nn import functional
-from transformers import T5ForConditionalGeneration
+from transformers import GenerationConfig, T5ForConditionalGeneration
 
 from cemg_hf import CEMGForConditionalGeneration, Recommendation
 from cemg_hf.models.cemg import recommendation_cemg
@@ -137,7 +137,7 @@ def test_recommend_switches_dropout_off_and_the_mode_back(monkeypatch):
     def failing(*_, **__):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(model, "rank", failing)
+    monkeypatch.setattr(model, "_search", failing)
     with pytest.raises(RuntimeError, match="out of memory"):
         model.recommend(HISTORIES)
     assert model.training
@@ -206,6 +206,7 @@ def test_every_history_may_have_lists_of_its_own():
         ({"max_per_first_code": 0}, "max_per_first_code must be 1"),
         ({"min_first_codes": 11}, "min_first_codes must be 1 … k = 10, got 11"),
         ({"max_per_first_code": 1, "new_item_boost": 0.0}, "do not go with new_item_boost"),
+        ({"max_per_first_code": 11, "denied_items": TOKENIZER.item_ids}, "max_per_first_code must be 1"),
     ],
 )
 def test_impossible_filters_are_refused(options, message):
@@ -233,17 +234,22 @@ def test_lists_spread_over_first_codes():
 
 @CAUSAL
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_plain_generate_is_the_constrained_search(item_causal, side, monkeypatch):
+def test_plain_generate_is_the_constrained_search(item_causal, side, monkeypatch, tmp_path):
     model = generator(TOKENIZER, item_causal=item_causal)
     inputs = TOKENIZER(HISTORIES, padding=True, padding_side=side, return_tensors="pt")
-    settings = {"num_beams": 7, "num_return_sequences": 5, "return_dict_in_generate": True, "output_scores": True}
-    slow = model.generate(**inputs, **settings, logits_processor=[model.prefix_constraint()])
+    settings = {"num_beams": 7, "num_return_sequences": 5, "return_dict_in_generate": True}
+    slow = model.generate(**inputs, **settings, output_scores=True, logits_processor=[model.prefix_constraint()])
+    model.save_pretrained(tmp_path)
     monkeypatch.setattr(T5ForConditionalGeneration, "generate", None)  # transformers' loop is not asked
-    fast = model.generate(**inputs, **settings)
-    assert torch.equal(fast.sequences, slow.sequences)
-    assert torch.allclose(fast.sequences_scores, slow.sequences_scores, atol=1e-5)
-    assert torch.equal(model.generate(inputs["input_ids"], num_beams=7, num_return_sequences=5), slow.sequences)
+    for same in (model, CEMGForConditionalGeneration.from_pretrained(tmp_path)):
+        fast = same.generate(**inputs, **settings)
+        assert torch.equal(fast.sequences, slow.sequences)
+        assert torch.allclose(fast.sequences_scores, slow.sequences_scores, atol=1e-5)
+    neutral = {"do_sample": False, "max_new_tokens": NUM_LEVELS, "use_cache": True, "early_stopping": True}
+    assert torch.equal(model.generate(inputs["input_ids"], num_beams=7, num_return_sequences=5, **neutral), slow.sequences)
     assert model.generate(**inputs).shape == (len(HISTORIES), 1 + NUM_LEVELS)  # the generation config's beams
+    model.generation_config.return_dict_in_generate = True
+    assert torch.equal(model.generate(**inputs, num_beams=7, num_return_sequences=5).sequences, slow.sequences)
 
 
 def test_plain_generate_pads_what_the_catalogue_has_not():
@@ -255,12 +261,47 @@ def test_plain_generate_pads_what_the_catalogue_has_not():
         generator(tokenizer).generate(**tokenizer([["item1"]], return_tensors="pt"), num_beams=8, num_return_sequences=9)
 
 
-def test_other_calls_of_generate_are_transformers_own():
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"do_sample": True, "num_beams": 1},
+        {"length_penalty": 1.0},
+        {"output_scores": True, "return_dict_in_generate": True},
+        {"generation_config": GenerationConfig(max_new_tokens=NUM_LEVELS, num_beams=4, eos_token_id=None, pad_token_id=0)},
+    ],
+)
+def test_every_other_call_of_generate_is_transformers_own_within_the_catalogue(settings):
+    model = generator(TOKENIZER)
+    inputs = TOKENIZER(HISTORIES, padding=True, return_tensors="pt")
+    assert not model._is_plain(settings)
+    out = model.generate(**inputs, **settings)
+    assert len(TOKENIZER.decode_items(out if isinstance(out, torch.Tensor) else out.sequences)) == len(HISTORIES)
+
+
+def test_a_generation_config_of_ones_own_and_processors_of_ones_own_are_heard():
     model = generator(TOKENIZER)
     inputs = TOKENIZER([["item1"]], return_tensors="pt")
-    assert model.generate(**inputs, do_sample=True, num_beams=1, max_new_tokens=2).shape == (1, 3)
+    first = model.generate(**inputs)[0, 1]
+    model.generation_config.suppress_tokens = [int(first)]
+    assert model.generate(**inputs)[0, 1] != first
+    model.generation_config.max_new_tokens = 2
+    assert model.generate(**inputs).shape[1] == 3
+    free = [lambda input_ids, scores: scores.scatter(1, torch.ones_like(input_ids[:, :1]), 1e9)]
+    assert (model.generate(**inputs, logits_processor=free)[0, 1:] == 1).all()
     model.tokenizer = None
     assert model.generate(**inputs, num_beams=2).shape[0] == 1
+
+
+def test_ranking_in_training_mode_is_ranking_without_dropout():
+    model = generator(TOKENIZER, dropout_rate=0.5)
+    inputs = TOKENIZER(HISTORIES, padding=True, return_tensors="pt")
+    expected, codes = model.rank(**inputs, num_beams=9), model.generate(**inputs, num_beams=9)
+    model.train()
+    for found, value in zip(model.rank(**inputs, num_beams=9), expected, strict=True):
+        assert torch.equal(found, value)
+    assert torch.equal(model.generate(**inputs, num_beams=9), codes)
+    assert all(torch.equal(a, b) for a, b in zip(model.rank_separately(**inputs, num_beams=9)[:2], expected, strict=True))
+    assert model.training
 
 
 # ---- one graph --------------------------------------------------------------------------------------------------------------------

@@ -85,8 +85,8 @@ def test_impossible_codes_are_refused(codes, message):
 
 
 @settings(max_examples=60, deadline=None)
-@given(catalogues(), st.data())
-def test_leaves_under_a_node_are_a_range_and_a_child_knows_its_parent(catalogue, data):
+@given(catalogues())
+def test_leaves_under_a_node_are_a_range_and_a_child_knows_its_parent(catalogue):
     codes, codebook_size = catalogue
     trie = ItemTrie(codes, codebook_size)
     rows = [tuple(row) for row in codes.tolist()]
@@ -127,7 +127,17 @@ def test_a_subset_of_a_subset_is_the_trie_of_its_codes(catalogue, data):
             assert leaf == (found.leaf_items.tolist().index(item) if item in items else len(items))
 
 
-def test_ten_thousand_items_take_what_the_class_says():
+def test_an_item_takes_a_leaf_a_row_and_its_share_of_codes_and_bounds():
     trie = ItemTrie(random_codes(10_000, 4, 12), 12)
-    assert trie.nbytes < 10_000 * 24
-    assert {tensor.dtype for tensor in trie.codes} == {torch.uint8}
+    nodes = [trie.num_nodes(depth) for depth in range(5)]
+    assert trie.nbytes == 10_000 * 8 + sum(nodes[1:]) + 4 * sum(count + 1 for count in nodes[:4])
+    assert ItemTrie(random_codes(50, 2, 300), 300).codes[0].dtype == torch.int16
+
+
+@pytest.mark.parametrize("codebook_size", [256, 300])
+def test_codes_that_wrap_around_in_small_integers_are_not_found(codebook_size):
+    codes = random_codes(400, 2, codebook_size)
+    trie = ItemTrie(codes, codebook_size)
+    for shift in (256, -256, 65536, -65536, codebook_size):
+        assert (trie.walk(codes + shift) == -1).all()
+    assert (trie.leaves_of(torch.tensor([400, -1, 10**6])) == 400).all()

@@ -125,9 +125,9 @@ def compare(
             "all_seconds": values,
         }
     if arguments.dtype == "float32":
-        for name, values in results.items():
-            if values["same_lists"] < 1 or values["score_difference"] > TOLERANCE:
-                raise CEMGError(f"{beams} beams, {name}: other lists than the package's ({values})")
+        for name, result in results.items():
+            if result["same_lists"] < 1 or result["score_difference"] > TOLERANCE:
+                raise CEMGError(f"{beams} beams, {name}: other lists than the package's ({result})")
     flops = counter.get_total_flops()
     results[SEARCH] |= {"gflop": flops / 1e9, "flop_share": flops / statistics.median(seconds[SEARCH]) / peak}
     return results

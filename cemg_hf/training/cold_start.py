@@ -410,7 +410,13 @@ def plot_cold_start(metrics: Mapping[str, Any], path: str | Path, title: str = "
             points = [(row["seen"][name]["mean"], row["unseen"][name]["mean"]) for row in curve]
             colour = f"C{number}"
             handles[f"CEMG, e^c {mode}"] = panel.plot(*zip(*points, strict=True), "o-", color=colour, markersize=3)[0]
+            reach = np.maximum(np.max(points, axis=0), 1e-9)
+            labelled: list[np.ndarray] = []
             for row, point in zip(curve, points, strict=True):
+                place = np.array(point) / reach
+                if any(np.abs(place - other).max() < 0.04 for other in labelled):  # it would stand on that one's label
+                    continue
+                labelled.append(place)
                 panel.annotate(
                     "none" if row["boost"] is None else f"{row['boost']:g}", point, fontsize=7, xytext=(3, 3), textcoords="offset points"
                 )

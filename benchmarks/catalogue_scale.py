@@ -197,21 +197,18 @@ def plot(metrics: dict[str, dict[str, Any]], path: Path, beams: int) -> None:
         items, _, size = name.partition(" items, ")
         groups.setdefault(size, []).append((int(items.replace(",", "")), values))
     for panel, (key, label) in zip(axes, panels.items(), strict=True):
-        for size, rows in groups.items():
-            panel.plot([items for items, _ in rows], [values[key] for _, values in rows], marker="o", label=size)
+        for colour, (size, rows) in zip(("#2a6f97", "#c8553d"), groups.items(), strict=False):
+            items = [count for count, _ in rows]
+            panel.plot(items, [values[key] for _, values in rows], marker="o", color=colour, label=size)
             if key == "search_ms":
-                panel.plot(
-                    [items for items, _ in rows],
-                    [values["selection_ms"] for _, values in rows],
-                    marker=".",
-                    linestyle=":",
-                    label=f"{size}, without the network",
-                )
+                selection = [values["selection_ms"] for _, values in rows]
+                panel.plot(items, selection, marker=".", linestyle=":", color=colour, label=f"{size}, without the network")
         panel.set_xscale("log")
         panel.set_xlabel("items")
         panel.set_title(label, fontsize=10)
-        panel.set_ylim(bottom=0)
         panel.spines[["top", "right"]].set_visible(False)
+    for panel in axes[1:]:
+        panel.set_ylim(bottom=0)
     axes[0].set_yscale("log")
     axes[-1].legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)

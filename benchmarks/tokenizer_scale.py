@@ -46,6 +46,18 @@ ITEMS_PER_CLUSTER = 200
 REPEATS = 0.05  # share of items with the features of another
 SAMPLE = 20_000
 ROWS = 16_384
+COLUMNS = {
+    "project, items/s": "project.items_per_second",
+    "quantise, items/s": "quantise.items_per_second",
+    "quantise, peak MB": "quantise.peak_anonymous_mb",
+    "items that collide": "assign.colliding_items",
+    "unique codes, s": "assign.seconds",
+    "unique codes, peak MB": "assign.peak_anonymous_mb",
+    "build tokenizer, s": "save.build_seconds",
+    "save, s": "save.seconds",
+    "load, s": "load.seconds",
+    "MB on disk": "save.disk_mb",
+}
 
 Measured = dict[str, Any]
 
@@ -59,12 +71,13 @@ def main() -> None:
     metrics = {}
     for items in arguments.items:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-            metrics[str(items)] = measure(arguments, items, Path(folder))
+            metrics[f"{items:,} items"] = measure(arguments, items, Path(folder))
     envelope = result_envelope(
         metrics,
         command=f"python {shlex.join(sys.argv)}",
         seeds=[arguments.seed],
         seconds=time.perf_counter() - started,
+        columns=COLUMNS,
         settings={
             "threads": torch.get_num_threads(),
             "dimensions": WIDTHS,

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cemg_hf.artefacts import result_envelope, write_json
+from cemg_hf.artefacts import MANIFEST_NAME, result_envelope, write_json
 from cemg_hf.errors import CEMGError
 from cemg_hf.training.loading import open_tokenizer
 from cemg_hf.training.retraining import kept_codes
@@ -49,8 +49,9 @@ def main() -> None:
         report = json.loads((Path(folder) / "tokenizer_report.json").read_text(encoding="utf-8"))
         metrics[name] = kept_codes(before, after.item_ids, after.item_codes)
         metrics[name] |= {key: report[key] for key in ("reconstruction_error", "collision_rate_before")}
+    seed = json.loads((arguments.before / MANIFEST_NAME).read_text(encoding="utf-8"))["seed"]
     command, seconds = shlex.join(["python", *sys.argv]), time.perf_counter() - started
-    write_json(arguments.output, result_envelope(metrics, command=command, seeds=[], seconds=seconds, columns=COLUMNS))
+    write_json(arguments.output, result_envelope(metrics, command=command, seeds=[seed], seconds=seconds, columns=COLUMNS))
 
 
 if __name__ == "__main__":

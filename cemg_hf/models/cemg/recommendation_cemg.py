@@ -191,11 +191,11 @@ class RecommendationMixin(Base):
             return found._replace(new_scores=torch.where(items >= 0, likelihood * scores, -torch.inf))
         tokenizer = self.tokenizer
         assert tokenizer is not None
+        if tokenizer.item_vectors is None:  # also while there is no new item: settings that will fail should fail at once
+            raise ValueError("new_item_dense needs content vectors, and this tokenizer holds none; leave it at 0")
         _, part = self._tries_by_age(self.trie if trie is None else trie)
         if part is None:
             return found
-        if tokenizer.item_vectors is None:
-            raise ValueError("new_item_dense needs content vectors, and this tokenizer holds none; leave it at 0")
         vectors = tokenizer.item_vectors.to(self.device).float()
         new = part.leaf_items.long()
         cosines = functional.normalize(self._history_vectors(input_ids.to(self.device), vectors), dim=1)

@@ -198,11 +198,11 @@ def plot(metrics: dict[str, dict[str, Any]], path: Path, beams: int) -> None:
         groups.setdefault(size, []).append((int(items.replace(",", "")), values))
     for panel, (key, label) in zip(axes, panels.items(), strict=True):
         for colour, (size, rows) in zip(("#2a6f97", "#c8553d"), groups.items(), strict=False):
-            items = [count for count, _ in rows]
-            panel.plot(items, [values[key] for _, values in rows], marker="o", color=colour, label=size)
+            counts = [count for count, _ in rows]
+            panel.plot(counts, [values[key] for _, values in rows], marker="o", color=colour, label=size)
             if key == "search_ms":
                 selection = [values["selection_ms"] for _, values in rows]
-                panel.plot(items, selection, marker=".", linestyle=":", color=colour, label=f"{size}, without the network")
+                panel.plot(counts, selection, marker=".", linestyle=":", color=colour, label=f"{size}, without the network")
         panel.set_xscale("log")
         panel.set_xlabel("items")
         panel.set_title(label, fontsize=10)

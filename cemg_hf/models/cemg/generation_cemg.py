@@ -215,9 +215,8 @@ def constrained_beam_search(
 
 def _child_scores(logits: Tensor, children: Children, scores: Tensor) -> Tensor:
     """(B, W·D) fp32 scores of all children: those of the beams (B, W) and log p, over the K logits (B, W, K), of the child's code."""
-    logits = logits.float()
-    shift = scores - logits.logsumexp(dim=-1)
-    return (logits.gather(-1, children.codes) + shift.unsqueeze(-1)).masked_fill(~children.valid, -torch.inf).flatten(1)
+    log_probs = logits.float().log_softmax(dim=-1)
+    return torch.where(children.valid, log_probs.gather(-1, children.codes) + scores.unsqueeze(-1), -torch.inf).flatten(1)
 
 
 def _spread_list(nodes: Tensor, scores: Tensor, first_codes: Tensor, diversity: Diversity) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 KEY_BITS = 62  # of a sort key: an int64 without its sign
 
@@ -55,7 +56,8 @@ class ItemTrie:
         self.leaf_items = leaf_items
         """(n,) int32 item index of each leaf."""
         self.codes: list[Tensor] = []
-        """Per level 0 … M−1: (nodes of depth m + 1,) code of the edge that leads to the node, in the smallest type that holds K − 1."""
+        """Per level 0 … M−1: code of the edge that leads to each node of depth m + 1, in the smallest type that holds K − 1, then as many
+        zeros as a node has children at most, so that a row of that length begins at every node."""
         self.first_child: list[Tensor] = []
         """Per depth 0 … M−1: (nodes + 1,) int32 first child of each node among the nodes of the next depth."""
         differs = torch.zeros(self.num_items, dtype=torch.bool, device=leaf_items.device)
@@ -73,6 +75,7 @@ class ItemTrie:
             raise ValueError(f"items {first} and {second} share one code; item codes must be unique")
         self.max_children = [int((first[1:] - first[:-1]).max()) for first in self.first_child]
         """Per depth 0 … M−1: the largest number of children of a node."""
+        self.codes = [functional.pad(codes, (0, most)) for codes, most in zip(self.codes, self.max_children, strict=True)]
 
     def subset(self, items: Tensor) -> ItemTrie:
         """The trie of the items `items` (n,) alone, n ≥ 1 and all different; items keep the indices they have here, in both directions.
@@ -120,7 +123,7 @@ class ItemTrie:
         return sum(tensor.nbytes for tensor in (self.leaf_items, self.leaf_of_item, *extra, *self.codes, *self.first_child))
 
     def num_nodes(self, depth: int) -> int:
-        return 1 if depth == 0 else len(self.codes[depth - 1])
+        return self.num_items if depth == self.num_levels else len(self.first_child[depth]) - 1
 
     def leaves_of(self, items: Tensor) -> Tensor:
         """(...) int64 leaf of each item index (...); the number of leaves for −1 and for items that are not in this trie."""
@@ -144,11 +147,12 @@ class ItemTrie:
 
     def children(self, depth: int, nodes: Tensor) -> Children:
         """Children of `nodes` (...,) of one depth; each field is (..., D). Node −1 has no children."""
-        bounds, edges = self.first_child[depth], self.codes[depth]
+        bounds, most = self.first_child[depth], self.max_children[depth]
         known = nodes.clamp(min=0)
-        first, last = bounds[known], torch.where(nodes >= 0, bounds[known + 1], 0)
-        child = first.unsqueeze(-1) + torch.arange(self.max_children[depth], dtype=torch.int32, device=nodes.device)
-        return Children(first.long(), edges[child.clamp(max=len(edges) - 1)].long(), child < last.unsqueeze(-1))
+        first = bounds[known].long()
+        count = torch.where(nodes >= 0, bounds[known + 1] - first, 0)
+        codes = self.codes[depth].unfold(0, most, 1)[first]  # whole rows of a view: no index per child
+        return Children(first, codes.long(), torch.arange(most, device=nodes.device) < count.unsqueeze(-1))
 
     def walk(self, codes: Tensor) -> Tensor:
         """Node reached from the root along `codes` (..., m), m ≤ M; −1 where no item begins so."""

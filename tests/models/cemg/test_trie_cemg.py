@@ -130,7 +130,7 @@ def test_a_subset_of_a_subset_is_the_trie_of_its_codes(catalogue, data):
 def test_an_item_takes_a_leaf_a_row_and_its_share_of_codes_and_bounds():
     trie = ItemTrie(random_codes(10_000, 4, 12), 12)
     nodes = [trie.num_nodes(depth) for depth in range(5)]
-    assert trie.nbytes == 10_000 * 8 + sum(nodes[1:]) + 4 * sum(count + 1 for count in nodes[:4])
+    assert trie.nbytes == 10_000 * 8 + sum(nodes[1:]) + sum(trie.max_children) + 4 * sum(count + 1 for count in nodes[:4])
     assert ItemTrie(random_codes(50, 2, 300), 300).codes[0].dtype == torch.int16
 
 

@@ -1,8 +1,8 @@
 """The package's constrained beam search against what else one could decode with: same model, inputs, dtype, threads and batch.
 
 Against transformers' `generate` with the package's vectorised logits processor, and with transformers' own prefix processor over nested
-dictionaries, as most published code does it. In single precision all must write the same lists, or nothing is reported. Variants take
-turns in every repetition, so that a busy machine slows all of them alike.
+dictionaries, as most published code does it. In single precision all must write the same lists (but for items whose scores are
+equal to 1e-4), or nothing is reported. Variants take turns in every repetition, so that a busy machine slows all of them alike.
 
     OMP_NUM_THREADS=2 python benchmarks/constrained_decoding.py
 
@@ -43,7 +43,7 @@ COLUMNS = {
     "GFLOP": "gflop",
     "share of peak FLOP/s": "flop_share",
 }
-TOLERANCE = 1e-4
+TOLERANCE = 1e-4  # between sums of log-probabilities in single precision
 Lists = tuple[Tensor, Tensor]
 """Items (B, W) and scores (B, W)."""
 
@@ -126,11 +126,21 @@ def compare(
         }
     if arguments.dtype == "float32":
         for name, result in results.items():
-            if result["same_lists"] < 1 or result["score_difference"] > TOLERANCE:
+            if not equal_but_for_ties(found[name], found[SEARCH]):
                 raise CEMGError(f"{beams} beams, {name}: other lists than the package's ({result})")
     flops = counter.get_total_flops()
     results[SEARCH] |= {"gflop": flops / 1e9, "flop_share": flops / statistics.median(seconds[SEARCH]) / peak}
     return results
+
+
+def equal_but_for_ties(mine: Lists, other: Lists) -> bool:
+    """Whether two searches found the same scores and, up to the order of items whose scores are closer than single precision tells, the
+    same items; at the end of a list such an item may miss.
+    """
+    items, scores = mine
+    missing = ~(items.unsqueeze(2) == other[0].unsqueeze(1)).any(2)
+    clear = scores > scores[:, -1:] + TOLERANCE
+    return bool((scores - other[1]).abs().max() <= TOLERANCE) and not bool((missing & clear).any())
 
 
 def generate(model: CEMGForConditionalGeneration, inputs: BatchEncoding, beams: int, **constraint: Any) -> Lists:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bars import draw_bars
 from random_generators import NETWORK, random_codes, random_generator, random_histories
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -86,7 +87,11 @@ def main() -> None:
         settings={key: str(value) for key, value in vars(arguments).items()},
     )
     write_json(arguments.output, envelope)
-    plot(metrics, arguments.output.with_suffix(".png"))
+    panels: dict[str, list[tuple[str, float]]] = {}
+    for name, values in metrics.items():
+        beams_label, _, variant = name.partition(", ")
+        panels.setdefault(beams_label, []).append((variant, values["ms"]))
+    draw_bars(arguments.output.with_suffix(".png"), panels, "ms per batch", "ms")
 
 
 def compare(
@@ -205,29 +210,6 @@ def peak_flops(dtype: torch.dtype, device: str, size: int = 2048, repetitions: i
     left, right = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
     fastest = min(timed(lambda: left @ right, device) for _ in range(repetitions))
     return 2 * size**3 / fastest
-
-
-def plot(metrics: dict[str, dict[str, Any]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    groups: dict[str, list[tuple[str, float]]] = {}
-    for name, values in metrics.items():
-        beams, _, variant = name.partition(", ")
-        groups.setdefault(beams, []).append((variant, values["ms"]))
-    figure, axes = pyplot.subplots(1, len(groups), figsize=(5.5 * len(groups), 2.4), layout="constrained", squeeze=False)
-    for panel, (beams, rows) in zip(axes[0], groups.items(), strict=True):
-        names, ms = zip(*rows[::-1], strict=True)
-        bars = panel.barh(names, ms, color=["#b8b8b8", "#b8b8b8", "#2a6f97"])
-        panel.bar_label(bars, labels=[f"{value:,.0f} ms" for value in ms], padding=3, fontsize=8)
-        panel.set_title(beams, fontsize=10)
-        panel.set_xlim(right=1.2 * max(ms))
-        panel.set_xlabel("ms per batch")
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.tick_params(axis="y", labelsize=8)
-    figure.savefig(path, dpi=130)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from bars import draw_bars
 
 from cemg_hf.artefacts import result_envelope, write_json
 from cemg_hf.data import PreparedDataset
@@ -128,7 +129,8 @@ def main() -> None:
         profile=operators,
     )
     write_json(arguments.output, envelope)
-    plot(metrics, arguments.output.with_suffix(".png"))
+    rows = [(name, values["cpu_seconds_per_epoch"]) for name, values in metrics.items()]
+    draw_bars(arguments.output.with_suffix(".png"), {"": rows}, "CPU seconds per epoch", "s")
 
 
 def build(data: PreparedDataset, arguments: argparse.Namespace, config: FinetuneConfig, item_causal: bool, buckets: bool) -> Variant:
@@ -174,24 +176,6 @@ def profile(variant: Variant, order: np.ndarray, top: int = 8) -> dict[str, floa
     times = {event.key: event.self_device_time_total if on_gpu else event.self_cpu_time_total for event in recorded.key_averages()}
     whole = max(sum(times.values()), 1)
     return {name: round(value / whole, 4) for name, value in sorted(times.items(), key=lambda pair: -pair[1])[:top]}
-
-
-def plot(metrics: dict[str, dict[str, Any]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(8, 2.4), layout="constrained")
-    names = list(metrics)[::-1]
-    seconds = [metrics[name]["cpu_seconds_per_epoch"] for name in names]
-    bars = axis.barh(names, seconds, color=["#b8b8b8"] * (len(names) - 1) + ["#2a6f97"])
-    axis.bar_label(bars, labels=[f"{value:,.0f} s" for value in seconds], padding=3, fontsize=8)
-    axis.set_xlim(right=1.15 * max(seconds))
-    axis.set_xlabel("CPU seconds per epoch")
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(axis="y", labelsize=8)
-    figure.savefig(path, dpi=130)
 
 
 if __name__ == "__main__":

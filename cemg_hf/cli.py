@@ -288,10 +288,9 @@ def recommend(
 
 
 def _recommend_to_one(model: str, history: list[str], dtype: str, device: str, options: dict[str, Any]) -> None:
-    from .serving.processes import join_processes
-    from .training.loading import open_model
+    from .serving.loading import load_model
 
-    generator = open_model(model, dtype, join_processes(device)[1])
+    generator = load_model(model, device, dtype)
     try:
         found = generator.recommend(history, **options)
     except ValueError as error:  # models/ does not know CEMGError: it loads from a Hub folder without this package

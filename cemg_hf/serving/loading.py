@@ -32,7 +32,7 @@ def load_model(model: str, device: str = "cpu", dtype: str = "float32") -> CEMGF
     place = resolve_device(device)
     if place.type == "cuda" and not torch.cuda.is_available():
         raise CEMGError(f"device: {device}, and torch finds no GPU here; use cpu or auto")
-    return open_model(model, dtype, place).eval()
+    return open_model(model, dtype, place)
 
 
 def load_titles(items: str | None) -> Mapping[str, str]:

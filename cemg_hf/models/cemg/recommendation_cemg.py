@@ -196,10 +196,10 @@ class RecommendationMixin(Base):
         _, part = self._tries_by_age(self.trie if trie is None else trie)
         if part is None:
             return found
-        vectors = tokenizer.item_vectors.to(self.device).float()
+        vectors = tokenizer.item_vectors.to(self.device)
         new = part.leaf_items.long()
         cosines = functional.normalize(self._history_vectors(input_ids.to(self.device), vectors), dim=1)
-        cosines = cosines @ functional.normalize(vectors[new], dim=1).T
+        cosines = cosines @ functional.normalize(vectors[new].float(), dim=1).T
         place = torch.full((len(vectors) + 1,), len(new), device=self.device)  # the last column takes what is no item
         place[new] = torch.arange(len(new), device=self.device)
         least = scores.masked_fill(scores == -torch.inf, torch.inf).amin(1, keepdim=True)
@@ -260,8 +260,11 @@ class RecommendationMixin(Base):
                 hidden = hidden * config.d_model**-0.5
             return self._level_logits(hidden.unsqueeze(-2), first_level=level).squeeze(-2)
 
-        lists = [None if rows is None else rows.to(trie.device) for rows in (excluded_items, allowed_items, restricted)]
-        items = ItemFilter(trie, *lists) if lists[:2] != [None, None] else None
+        items = None
+        if excluded_items is not None or allowed_items is not None:
+            items = ItemFilter(
+                trie, *(None if rows is None else rows.to(trie.device) for rows in (excluded_items, allowed_items, restricted))
+            )
         return constrained_beam_search(next_level, trie, len(states), num_beams, items, diversity)
 
     def _tries_by_age(self, whole: ItemTrie) -> tuple[ItemTrie | None, ItemTrie | None]:
@@ -281,13 +284,13 @@ class RecommendationMixin(Base):
         """(B, V) sum of the unit content vectors of the items in token sequences (B, S), wherever the padding stands."""
         levels, size = self.config.num_levels, self.config.codebook_size
         if input_ids.shape[1] < levels:
-            return vectors.new_zeros(len(input_ids), vectors.shape[1])
+            return torch.zeros(len(input_ids), vectors.shape[1], device=self.device)
         windows = (input_ids - self.config.first_code_id).unfold(1, levels, 1)  # an item begins where a code of the first level stands
         begins = (windows[..., 0] >= 0) & (windows[..., 0] < size)
         leaves = self.trie.walk(windows - size * torch.arange(levels, device=self.device))
         present = begins & (leaves >= 0)
         items = self.trie.leaf_items[leaves.clamp(min=0)].long()
-        return (functional.normalize(vectors, dim=1)[items] * present.unsqueeze(-1)).sum(1)
+        return (functional.normalize(vectors[items].float(), dim=-1) * present.unsqueeze(-1)).sum(1)
 
     # ---- generate -------------------------------------------------------------------------------------------------------------
 
@@ -312,7 +315,7 @@ class RecommendationMixin(Base):
                 kwargs["logits_processor"] = [self.prefix_constraint()]
             return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
         given = {name: getattr(self.generation_config, name) if kwargs.get(name) is None else kwargs[name] for name in PLAIN_SETTINGS}
-        num_beams, count = given["num_beams"] or DEFAULT_NUM_BEAMS, given["num_return_sequences"] or 1
+        num_beams, count = given["num_beams"], given["num_return_sequences"] or 1
         if count > num_beams:
             raise ValueError(f"num_return_sequences={count} has to be at most num_beams={num_beams}")
         attention_mask = kwargs.get("attention_mask")

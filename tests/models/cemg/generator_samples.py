@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cemg_hf import CEMGRQVAE, CEMGConfig, CEMGForConditionalGeneration, CEMGRQVAEConfig, CEMGTokenizer
+from cemg_hf import CEMGRQVAE, CEMGConfig, CEMGForConditionalGeneration, CEMGRQVAEConfig, CEMGTokenizer, Recommendation
 
 NUM_LEVELS, CODEBOOK_SIZE = 3, 8
 
@@ -90,3 +91,17 @@ def plain_scores(model: CEMGForConditionalGeneration, history: list[str]) -> Ten
         log_probs = logits[:, level, first : first + config.codebook_size].log_softmax(dim=-1)
         total += log_probs[torch.arange(count), tokenizer.item_codes[:, level]]
     return total
+
+
+TOKENIZER = item_tokenizer()
+HISTORIES = [["item1", "item2", "item3"], [], ["item5"], [f"item{index}" for index in range(10, 19)]]
+CAUSAL = pytest.mark.parametrize("item_causal", [True, False], ids=["item-causal", "bidirectional"])
+
+
+def ranked_ids(recommendations: list[Recommendation]) -> list[str]:
+    return [item.item_id for item in recommendations]
+
+
+def assert_same_lists(found: list[Recommendation], expected: list[Recommendation], tolerance: float = 1e-5) -> None:
+    assert ranked_ids(found) == ranked_ids(expected)
+    assert [item.score for item in found] == pytest.approx([item.score for item in expected], abs=tolerance)

@@ -8,28 +8,27 @@ import json
 import numpy as np
 import pytest
 import torch
-from generator_samples import CODEBOOK_SIZE, NUM_LEVELS, generator, item_tokenizer, plain_scores, rqvae_parts, small_config
+from generator_samples import (
+    CAUSAL,
+    CODEBOOK_SIZE,
+    HISTORIES,
+    NUM_LEVELS,
+    TOKENIZER,
+    assert_same_lists,
+    generator,
+    item_tokenizer,
+    plain_scores,
+    ranked_ids,
+    rqvae_parts,
+    small_config,
+)
 from torch.nn import functional
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer, T5Config, T5ForConditionalGeneration
 
 from cemg_hf import CEMGConfig, CEMGForConditionalGeneration, CEMGTokenizer, Recommendation
 from cemg_hf.models.cemg.modeling_cemg import items_before
 
-TOKENIZER = item_tokenizer()
-HISTORIES = [["item1", "item2", "item3"], [], ["item5"], [f"item{index}" for index in range(10, 19)]]
-CAUSAL = pytest.mark.parametrize("item_causal", [True, False], ids=["item-causal", "bidirectional"])
-
-
-def ranked_ids(recommendations: list[Recommendation]) -> list[str]:
-    return [item.item_id for item in recommendations]
-
-
-def assert_same_lists(found: list[Recommendation], expected: list[Recommendation], tolerance: float = 1e-5) -> None:
-    assert ranked_ids(found) == ranked_ids(expected)
-    assert [item.score for item in found] == pytest.approx([item.score for item in expected], abs=tolerance)
-
-
-# ---- masks ---
+# ---- masks ----------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("num_levels", [1, 3])

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import pytest
 import torch
-from generator_samples import NUM_LEVELS, generator, item_tokenizer, plain_scores, rqvae_parts, small_config
+from generator_samples import (
+    CAUSAL,
+    HISTORIES,
+    NUM_LEVELS,
+    TOKENIZER,
+    assert_same_lists,
+    generator,
+    item_tokenizer,
+    plain_scores,
+    ranked_ids,
+    rqvae_parts,
+    small_config,
+)
 from torch.nn import functional
 from transformers import GenerationConfig, T5ForConditionalGeneration
 
-from cemg_hf import CEMGForConditionalGeneration, Recommendation
+from cemg_hf import CEMGForConditionalGeneration
 from cemg_hf.models.cemg import recommendation_cemg
-
-TOKENIZER = item_tokenizer()
-HISTORIES = [["item1", "item2", "item3"], [], ["item5"], [f"item{index}" for index in range(10, 19)]]
-CAUSAL = pytest.mark.parametrize("item_causal", [True, False], ids=["item-causal", "bidirectional"])
-
-
-def ranked_ids(recommendations: list[Recommendation]) -> list[str]:
-    return [item.item_id for item in recommendations]
-
-
-def assert_same_lists(found: list[Recommendation], expected: list[Recommendation], tolerance: float = 1e-5) -> None:
-    assert ranked_ids(found) == ranked_ids(expected)
-    assert [item.score for item in found] == pytest.approx([item.score for item in expected], abs=tolerance)
-
 
 # ---- recommending ---------------------------------------------------------------------------------------------------------------
 

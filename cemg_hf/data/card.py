@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 
 import yaml
 
+from .splits import TimeCuts
 from .statistics import Statistics
 
 # Identifiers the Hub accepts in `license` (hub-docs, repositories-licenses.md); anything else is "other" with a name.
@@ -46,9 +48,7 @@ test = load_dataset("{path}", "splits", split="test")
 - `interactions`: user_id, item_id (string), timestamp (int64){rating_column}. Users in order of first appearance, each user's rows by
   (timestamp, order in the source); rows of one timestamp are never re-sorted.
 - `items`: item_id, title, brand, categories (list), description, image. All but item_id may be null. The row number is the item's index.
-- `splits`: user_id, history (list of item_id, chronological), target (item_id). Leave-one-out: a user's last item is the `test` target,
-  the one before it the `validation` target; the `test` history contains the validation item; `train` is what is left, with its last item
-  as target. Users with fewer than three interactions are in `train` only.
+- `splits`: user_id, history (list of item_id, chronological), target (item_id). {split}
 
 ## Licence
 
@@ -56,8 +56,24 @@ test = load_dataset("{path}", "splits", split="test")
 """
 
 
-def dataset_card(statistics: Statistics, license_name: str, min_interactions: int, min_rating: float | None, has_rating: bool) -> str:
-    """README.md of a dataset folder: YAML front matter and a body with the statistics and the schema."""
+_LEAVE_ONE_OUT = """Leave-one-out: a user's last item is the `test` target,
+  the one before it the `validation` target; the `test` history contains the validation item; `train` is what is left, with its last item
+  as target. Users with fewer than three interactions are in `train` only."""
+_BY_TIME = """Split by time: `train` is what
+  happened before timestamp {validation_from}, with its last item as target; the `validation` target is a user's first interaction from then
+  on and before {test_from}, the `test` target the first one from {test_from} on, each with all that the user did before as history
+  (empty for a new user)."""
+
+
+def dataset_card(
+    statistics: Statistics,
+    license_name: str,
+    min_interactions: int,
+    min_rating: float | None,
+    has_rating: bool,
+    cuts: TimeCuts | None = None,
+) -> str:
+    """README.md of a dataset folder: YAML front matter and a body with the statistics and the schema; `cuts` None: leave-one-out."""
     cells = statistics.row()
     table = [f"| {' | '.join(cells)} |", f"|{'|'.join(['---'] + ['---:'] * (len(cells) - 1))}|", f"| {' | '.join(cells.values())} |"]
     body = _BODY.format(
@@ -75,6 +91,7 @@ def dataset_card(statistics: Statistics, license_name: str, min_interactions: in
         by_k_core=statistics.removed_by_k_core,
         unreadable=statistics.unreadable_images,
         rating_column=", rating (float64)" if has_rating else "",
+        split=_LEAVE_ONE_OUT if cuts is None else _BY_TIME.format(**asdict(cuts)),
         license=_license_text(license_name),
     )
     return f"---\n{yaml.safe_dump(front_matter(statistics, license_name), sort_keys=False, allow_unicode=True)}---\n\n{body}"

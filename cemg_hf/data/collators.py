@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import Dataset
 
+from .augmentation import Augmentation
 from .ragged import IntArray, Ragged
 
 
@@ -75,18 +77,42 @@ class TrainingWindows(Dataset[int]):
 class WindowCollator:
     """Window numbers → `input_ids`, `attention_mask`, `labels` as `CEMGForConditionalGeneration.forward` takes them.
 
+    With an augmentation a window differs from epoch to epoch. Items that are left out of the history stay targets, the others keep
+    their order, and `seen_items` tells an item-causal model how many of them each target sees. All items of a window, targets too,
+    go by identifiers of one set (MTGRec, arXiv 2504.04400).
+
     Args:
         windows: the windows.
-        item_tokens: (N, M) token ids of every item.
+        item_tokens: (N, M) token ids of every item, or (E, N, M) of E identifier sets.
         history_start_id: id of `<s>`.
         item_causal: all items of a window are targets, each seeing the items before it; otherwise only the last one is.
+        augmentation: what differs between epochs; None: nothing, and every item goes by the first set.
+        with_items: also give `items` (B, T), the item indices behind the labels, −1 = padding at the end (for many targets a window).
+
+    Raises:
+        ValueError: an augmentation that draws from another number of identifier sets than there are.
     """
 
-    def __init__(self, windows: TrainingWindows, item_tokens: Tensor, history_start_id: int, item_causal: bool) -> None:
+    def __init__(
+        self,
+        windows: TrainingWindows,
+        item_tokens: Tensor,
+        history_start_id: int,
+        item_causal: bool,
+        augmentation: Augmentation | None = None,
+        with_items: bool = False,
+    ) -> None:
         self.windows = windows
-        self.item_tokens = item_tokens
+        self.with_items = with_items
+        self.item_tokens = item_tokens if item_tokens.ndim == 3 else item_tokens.unsqueeze(0)
+        """(E, N, M)"""
         self.history_start_id = history_start_id
         self.item_causal = item_causal
+        self.augmentation = augmentation
+        if augmentation is not None and augmentation.num_identifiers != len(self.item_tokens):
+            raise ValueError(
+                f"the augmentation draws from {augmentation.num_identifiers} identifier sets, item_tokens hold {len(self.item_tokens)}"
+            )
 
     def __call__(self, batch: Sequence[int]) -> dict[str, Tensor]:
         items_array, skipped = self.windows.item_batch(batch)
@@ -95,8 +121,11 @@ class WindowCollator:
         slots = torch.arange(items.shape[1])
         # The last item of a window is a target only: it is no history of any other target of the window.
         is_history = slots[:-1] < size - 1
-        tokens = self.item_tokens[items.clamp(min=0)]
-        history = tokens[:, :-1].masked_fill(~is_history.unsqueeze(-1), 0).flatten(1)
+        tokens = self._tokens(items, batch)
+        history, seen = tokens[:, :-1], None
+        if self.augmentation is not None and self.augmentation.item_dropout:
+            is_history, history, seen = _without(self.augmentation.left_out(batch, len(slots) - 1), is_history, history)
+        history = history.masked_fill(~is_history.unsqueeze(-1), 0).flatten(1)
         start = torch.full((len(items), 1), self.history_start_id)
         attention = is_history.long().repeat_interleave(tokens.shape[-1], dim=1)
         if self.item_causal:
@@ -104,8 +133,28 @@ class WindowCollator:
             labels = tokens.masked_fill(~is_target.unsqueeze(-1), -100).flatten(1)
         else:
             labels = tokens[torch.arange(len(items)), size.squeeze(1) - 1]
-        return {
+        tensors = {
             "input_ids": torch.cat([start, history], dim=1),
             "attention_mask": torch.cat([torch.ones_like(start), attention], dim=1),
             "labels": labels,
         }
+        if seen is not None and self.item_causal:
+            tensors["seen_items"] = seen
+        if self.with_items:
+            tensors["items"] = items
+        return tensors
+
+    def _tokens(self, items: Tensor, batch: Sequence[int]) -> Tensor:
+        """(B, T, M) tokens of items (B, T), in the identifiers drawn for their windows."""
+        if self.augmentation is None or len(self.item_tokens) == 1:
+            return self.item_tokens[0, items.clamp(min=0)]
+        return self.item_tokens[self.augmentation.identifiers(batch).unsqueeze(1), items.clamp(min=0)]
+
+
+def _without(left_out: Tensor, is_history: Tensor, history: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """History slots (B, H), their tokens (B, H, M) moved to the front, and how many of them slots 0 … H see (B, H + 1)."""
+    kept = is_history & ~left_out
+    order = (~kept).long().argsort(dim=1, stable=True)
+    seen = functional.pad(kept.long().cumsum(dim=1), (1, 0))
+    front = torch.arange(kept.shape[1]) < kept.sum(dim=1, keepdim=True)
+    return front, history.gather(1, order.unsqueeze(-1).expand_as(history)), seen

@@ -17,10 +17,10 @@ from ..errors import CEMGError
 from ..settings import expand_path
 from . import filtering, images, schema, writing
 from .card import dataset_card
-from .dataset import INTERACTIONS_FILE, ITEMS_FILE
+from .dataset import INTERACTIONS_FILE, ITEMS_FILE, SPLIT_FILE
 from .ragged import Ragged
 from .readers import is_local, local_path, read_table
-from .splits import MIN_INTERACTIONS, leave_one_out, training_cases
+from .splits import MIN_INTERACTIONS, SplitKind, TimeCuts, time_cuts, time_points
 from .statistics import STATISTICS_FILE, Statistics
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,14 @@ class PrepareConfig:
     min_interactions: int = field(default=5, metadata={"help": "k of the iterative k-core on users and items; 0: none."})
     min_rating: float | None = field(default=None, metadata={"help": "Keep interactions rated at least this; null: keep all."})
     keep_unseen_items: bool = field(default=False, metadata={"help": "Keep items without any interaction left (cold items)."})
+    split: SplitKind = field(
+        default="leave_one_out",
+        metadata={"help": "leave_one_out: each user's last two items are the targets; time: two instants for all users, no leakage."},
+    )
+    time_quantiles: list[float] = field(
+        default_factory=lambda: [0.8, 0.9],
+        metadata={"help": "split: time: shares of the interactions before validation begins and before test begins."},
+    )
     license: str = field(default="unknown", metadata={"help": "SPDX-like licence of the data; decides what may be published."})
 
     def __post_init__(self) -> None:
@@ -58,6 +66,8 @@ class PrepareConfig:
             raise CEMGError(f"columns: unknown name {unknown[0]!r}; the names are {', '.join(schema.COLUMNS)} (ours first, then yours)")
         if self.min_interactions < 0:
             raise CEMGError(f"min_interactions: {self.min_interactions} is negative; give 0 (no k-core) or more")
+        if len(self.time_quantiles) != 2 or not 0 < self.time_quantiles[0] < self.time_quantiles[1] < 1:
+            raise CEMGError(f"time_quantiles: {list(self.time_quantiles)}; give two rising shares between 0 and 1, such as [0.8, 0.9]")
         if not self.license.strip():
             raise CEMGError('license: is empty; give an identifier such as "cc-by-4.0", or "unknown"')
         if not self.name.strip():
@@ -80,13 +90,13 @@ def prepare(config: PrepareConfig, output: str | Path, seed: int = 42) -> Path:
 
     The folder: `interactions.parquet`, `items.parquet`, `splits/{train,validation,test}.parquet`, `statistics.json`, the card `README.md`
     and the manifest. Steps, in this order: ratings below `min_rating` go, interactions with unknown items go, exact duplicates go,
-    k-core, order by (user's first appearance, timestamp, position in the file), leave-one-out.
+    k-core, order by (user's first appearance, timestamp, position in the file), split. A split by time is recorded in `split.json`.
 
     Args:
         seed: decides the built-in sample; nothing else here is random.
 
     Raises:
-        CEMGError: bad input (the message names file, column and row), or nothing is left.
+        CEMGError: bad input (the message names file, column and row), nothing is left, or a split by time of data without times.
     """
     output = Path(output)
     if output.is_dir() and any(output.iterdir()) and not (output / MANIFEST_NAME).is_file():
@@ -95,6 +105,8 @@ def prepare(config: PrepareConfig, output: str | Path, seed: int = 42) -> Path:
     config = _with_expanded_paths(config)
     source = _read(config, seed)
     settings = {key: value for key, value in asdict(config).items() if key not in ("interactions", "items", "images")}
+    if config.split == "leave_one_out":  # a data set from before there was a choice is still current
+        del settings["split"], settings["time_quantiles"]
     # Where the inputs lie does not matter, what they hold does: a moved file invalidates nothing.
     manifest = Manifest("prepare", settings, source.inputs, seed)
     if is_current(output, manifest):
@@ -106,19 +118,21 @@ def prepare(config: PrepareConfig, output: str | Path, seed: int = 42) -> Path:
     if not config.keep_unseen_items:
         items = items.join(interactions.select("item_id").unique(), on="item_id", how="semi", maintain_order="left")
     sequences, user_ids = _sequences(interactions, items)
+    cuts = _time_cuts(source.interactions, interactions, config) if config.split == "time" else None
+    points = None if cuts is None else time_points(Ragged(interactions["timestamp"].to_numpy(), sequences.offsets), cuts)
 
     with write_folder(output, manifest, started) as folder:
         writing.write_interactions(folder / INTERACTIONS_FILE, interactions)
         outcome = writing.write_items(folder / ITEMS_FILE, items)
-        writing.write_cases(folder / "splits" / "train.parquet", training_cases(sequences), user_ids, items["item_id"])
-        writing.write_cases(folder / "splits" / "validation.parquet", leave_one_out(sequences, "validation"), user_ids, items["item_id"])
-        writing.write_cases(folder / "splits" / "test.parquet", leave_one_out(sequences, "test"), user_ids, items["item_id"])
+        evaluated = writing.write_splits(folder / "splits", sequences, user_ids, items["item_id"], points)
+        if cuts is not None:
+            write_json(folder / SPLIT_FILE, asdict(cuts))
         statistics = Statistics(
             name=config.name,
             users=len(sequences),
             items=len(items),
             interactions=len(interactions),
-            evaluated_users=int((sequences.lengths >= MIN_INTERACTIONS).sum()),
+            evaluated_users=evaluated,
             items_with_text=int(schema.has_text(items).sum()),
             items_with_image=int(outcome["has_image"].sum()),
             items_without_content=int((~schema.has_text(items) & ~outcome["has_image"]).sum()),
@@ -126,7 +140,8 @@ def prepare(config: PrepareConfig, output: str | Path, seed: int = 42) -> Path:
             **removed,
         )
         write_json(folder / STATISTICS_FILE, statistics.as_dict())
-        card = dataset_card(statistics, config.license, config.min_interactions, config.min_rating, "rating" in interactions.columns)
+        has_rating = "rating" in interactions.columns
+        card = dataset_card(statistics, config.license, config.min_interactions, config.min_rating, has_rating, cuts)
         (folder / "README.md").write_text(card)
     _report(statistics, items, outcome)
     return output
@@ -229,6 +244,18 @@ def _sequences(interactions: pl.DataFrame, items: pl.DataFrame) -> tuple[Ragged,
     indices = interactions.select("item_id").join(index, on="item_id", how="left", maintain_order="left")["index"]
     runs = interactions["user_id"].rle().struct.unnest()
     return Ragged.from_lengths(indices.to_numpy(), runs["len"].to_numpy()), runs["value"]
+
+
+def _time_cuts(raw: pl.DataFrame, interactions: pl.DataFrame, config: PrepareConfig) -> TimeCuts:
+    """The instants of a split by time of the interactions that stayed; refuses timestamps that are positions in a history."""
+    time = pl.col("timestamp")
+    counts_on = time.min().is_in([0, 1]) & (time.max() - time.min() + 1 == time.n_unique())
+    if raw.group_by("user_id").agg(counts_on=counts_on)["counts_on"].all():
+        raise CEMGError(
+            f"{config.interactions}: column timestamp: every user's are 0, 1, 2, …, positions in a history and not times, so users have no "
+            f"timeline in common; use split: leave_one_out, or give a column with real times"
+        )
+    return time_cuts(interactions["timestamp"].to_numpy(), config.time_quantiles)
 
 
 def _report(statistics: Statistics, items: pl.DataFrame, outcome: pl.DataFrame) -> None:

@@ -20,7 +20,7 @@ class Statistics:
     users: int = field(metadata={"help": "Users with at least one interaction."})
     items: int = field(metadata={"help": "Items of the catalogue."})
     interactions: int = field(metadata={"help": "Interactions kept."})
-    evaluated_users: int = field(metadata={"help": "Users with the three interactions that leave-one-out needs."})
+    evaluated_users: int = field(metadata={"help": "Users with a test case; leave-one-out: those with three interactions."})
     items_with_text: int = field(metadata={"help": "Items with a title, brand, category or description."})
     items_with_image: int = field(metadata={"help": "Items with the bytes of an image."})
     items_without_content: int = field(metadata={"help": "Items with neither text nor image (kept)."})

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from . import images
 from .ragged import Ragged
 from .schema import ITEM_COLUMNS
-from .splits import EvaluationCases
+from .splits import EvaluationCases, SplitPoints, evaluation_cases, training_cases
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -67,6 +67,19 @@ def write_items(path: Path, items: pl.DataFrame) -> pl.DataFrame:
             _write(writer, part.select(ITEM_COLUMNS))
             progress.update(len(part))
     return pl.concat(outcome)
+
+
+def write_splits(folder: Path, sequences: Ragged, user_ids: pl.Series, item_ids: pl.Series, points: SplitPoints | None = None) -> int:
+    """`folder/{train,validation,test}.parquet` of item indices per user; `points` None: leave-one-out.
+
+    Returns:
+        The number of test cases.
+    """
+    write_cases(folder / "train.parquet", training_cases(sequences, points), user_ids, item_ids)
+    write_cases(folder / "validation.parquet", evaluation_cases(sequences, "validation", points), user_ids, item_ids)
+    test = evaluation_cases(sequences, "test", points)
+    write_cases(folder / "test.parquet", test, user_ids, item_ids)
+    return len(test)
 
 
 def write_cases(path: Path, cases: EvaluationCases, user_ids: pl.Series, item_ids: pl.Series) -> None:

@@ -50,3 +50,33 @@ def test_tables_that_do_not_belong_together(tmp_path: Path) -> None:
         PreparedDataset.load(write(tmp_path, "uuv", "azz", "ab"))
     with pytest.raises(CEMGError, match="a user's rows must stand together"):
         PreparedDataset.load(write(tmp_path, "uvu", "aba", "ab"))
+
+
+def test_categories_are_multi_hot_vectors(tmp_path: Path) -> None:
+    folder = write(tmp_path, "uu", "ab", "abcd")
+    assert PreparedDataset.load(folder).category_vectors() is None
+    items = pl.read_parquet(folder / "items.parquet")
+    categories = pl.Series("categories", [["x", "y"], None, [], ["y", "y", None]], dtype=pl.List(pl.String))
+    items.with_columns(categories).write_parquet(folder / "items.parquet")
+    vectors = PreparedDataset.load(folder).category_vectors()
+    assert vectors is not None
+    assert vectors.toarray().tolist() == [[1, 1], [0, 0], [0, 0], [0, 1]]
+
+
+def test_a_split_by_time_is_honoured_everywhere(tmp_path: Path) -> None:
+    folder = write(tmp_path, "vvvvuuw", "cabacad", "abcd")
+    interactions = pl.read_parquet(folder / "interactions.parquet")
+    interactions.with_columns(timestamp=pl.Series([1, 2, 5, 9, 4, 8, 9])).write_parquet(folder / "interactions.parquet")
+    assert PreparedDataset.load(folder).protocol() == {"split": "leave_one_out"}
+    (folder / "split.json").write_text('{"validation_from": 4, "test_from": 8}')
+    dataset = PreparedDataset.load(folder)
+    assert dataset.protocol() == {"split": "time", "validation_from": 4, "test_from": 8}
+    assert dataset.train_sequences().to_lists() == [[2, 0], [], []]
+    assert dataset.train_item_counts().tolist() == [1, 0, 1, 0]
+    assert [part.tolist() for part in dataset.train_pairs()] == [[0, 0], [2, 0]]
+    validation, test = dataset.evaluation_cases("validation"), dataset.evaluation_cases("test")
+    assert (validation.users.tolist(), validation.histories.to_lists(), validation.targets.tolist()) == ([0, 1], [[2, 0], []], [1, 2])
+    assert (test.users.tolist(), test.histories.to_lists(), test.targets.tolist()) == ([0, 1, 2], [[2, 0, 1], [2], []], [0, 0, 3])
+    (folder / "split.json").write_text('{"validation": 4}')
+    with pytest.raises(CEMGError, match=r"split.json: not the instants of a split"):
+        PreparedDataset.load(folder)

@@ -256,3 +256,69 @@ def test_built_in_sample_is_complete_and_decided_by_the_seed(tmp_path: Path) -> 
     assert (prepare(PrepareConfig(), folder, seed=3) / "items.parquet").stat().st_ino == made
     other = PreparedDataset.load(prepare(PrepareConfig(), tmp_path / "other", seed=4))
     assert other.sequences.to_lists() != PreparedDataset.load(folder).sequences.to_lists()
+
+
+@pytest.mark.usefixtures("hf_cache")
+def test_a_split_by_time_is_recorded_and_written(tmp_path: Path) -> None:
+    import datasets
+
+    config = changed(shop(tmp_path), split="time", time_quantiles=[0.5, 0.75])
+    log = pl.read_csv(tmp_path / "log.csv")
+    moments = 1_700_000_000 + np.random.default_rng(1).permutation(len(log))
+    log.with_columns(timestamp=pl.Series(moments)).write_csv(tmp_path / "log.csv")
+    folder = prepare(config, tmp_path / "out")
+    prepared = PreparedDataset.load(folder)
+    stored = pl.read_parquet(folder / "interactions.parquet")
+    assert prepared.cuts is not None
+    assert stored.filter(pl.col("timestamp") < prepared.cuts.validation_from).height == 15 == len(prepared.train_sequences().values)
+    ids = np.array(prepared.item_ids)
+    splits = datasets.load_dataset(str(folder), "splits")
+    for split in ("validation", "test"):
+        cases = prepared.evaluation_cases(split)  # type: ignore[arg-type]
+        assert len(cases)
+        assert splits[split]["history"][:] == [ids[row].tolist() for row in cases.histories.to_lists()]
+        assert splits[split]["target"][:] == ids[cases.targets].tolist()
+    assert Statistics.load(folder).evaluated_users == len(prepared.evaluation_cases("test"))
+    assert f"before timestamp {prepared.cuts.validation_from}" in (folder / "README.md").read_text()
+    settings = json.loads((folder / "manifest.json").read_text())["settings"]
+    assert (settings["split"], settings["time_quantiles"]) == ("time", [0.5, 0.75])
+    assert fingerprint_path(folder) != fingerprint_path(prepare(changed(config, split="leave_one_out"), tmp_path / "other"))
+
+
+def test_leave_one_out_leaves_manifest_and_folder_as_they_were(tmp_path: Path) -> None:
+    folder = prepare(shop(tmp_path), tmp_path / "out")
+    assert set(json.loads((folder / "manifest.json").read_text())["settings"]) == {
+        "name",
+        "columns",
+        "min_interactions",
+        "min_rating",
+        "keep_unseen_items",
+        "license",
+    }
+    assert not (folder / "split.json").exists()
+    assert "Leave-one-out: a user's last item is the `test` target" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_positions_are_not_split_by_time(tmp_path: Path, first: int) -> None:
+    config = changed(shop(tmp_path), split="time")
+    log = pl.read_csv(tmp_path / "log.csv")
+    log.with_columns(timestamp=pl.int_range(pl.len()).over("user") + first).write_csv(tmp_path / "log.csv")
+    with pytest.raises(CEMGError, match="positions in a history and not times"):
+        prepare(config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert prepare(changed(config, split="leave_one_out"), tmp_path / "out").is_dir()
+
+
+@pytest.mark.parametrize("quantiles", [[0.8], [0.9, 0.8], [0.0, 0.5], [0.5, 1.0], [0.2, 0.4, 0.6]])
+def test_quantiles_that_are_none_are_refused(quantiles: list[float]) -> None:
+    with pytest.raises(CEMGError, match="two rising shares between 0 and 1"):
+        PrepareConfig(time_quantiles=quantiles)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["beauty", "sports", "yelp"])
+def test_shared_data_without_times_are_refused(shared_data: Path, tmp_path: Path, name: str) -> None:
+    source = shared_data / name
+    with pytest.raises(CEMGError, match="positions in a history and not times"):
+        prepare(PrepareConfig(name, str(source / "interactions.parquet"), str(source / "items.parquet"), split="time"), tmp_path / "out")

@@ -1,0 +1,138 @@
+"""Draws that depend on seed, epoch and window alone; what they leave of histories and targets."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from cemg_hf.data.augmentation import Augmentation, uniform
+from cemg_hf.data.collators import TrainingWindows, WindowCollator
+from cemg_hf.data.ragged import Ragged
+from cemg_hf.training.sampler import GlobalBatchSampler
+
+NUM_LEVELS, START, NUM_ITEMS = 2, 500, 120
+
+
+def identifier_sets(count: int) -> Tensor:
+    """(E, N, M) tokens, all different, so that a token tells its set and its item."""
+    return 501 + torch.arange(count * NUM_ITEMS * NUM_LEVELS).view(count, NUM_ITEMS, NUM_LEVELS)
+
+
+def training_windows(item_causal: bool, seed: int = 0) -> TrainingWindows:
+    lengths = np.random.default_rng(seed).integers(1, 12, 10)
+    return TrainingWindows(Ragged.from_lengths(np.arange(lengths.sum()), lengths), 6, item_causal)
+
+
+def test_uniform_numbers_are_uniform_and_their_own_at_every_key():
+    drawn = uniform(3, np.arange(400)[:, None], np.arange(50))
+    assert drawn.shape == (400, 50)
+    assert ((drawn >= 0) & (drawn < 1)).all()
+    assert len(np.unique(drawn)) == drawn.size
+    assert np.abs(np.histogram(drawn, 20, (0, 1))[0] / drawn.size - 0.05).max() < 0.006
+    for rows, columns in (
+        (drawn[1:], drawn[:-1]),
+        (drawn[:, 1:], drawn[:, :-1]),
+        (drawn, uniform(4, np.arange(400)[:, None], np.arange(50))),
+    ):
+        assert abs(np.corrcoef(rows.ravel(), columns.ravel())[0, 1]) < 0.03
+    assert uniform(3, 7, 9)[0] == drawn[7, 9]
+    assert uniform(-1, 2)[0] != uniform(1, 2)[0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.booleans(), st.sampled_from([0.0, 0.2, 0.7, 0.99]), st.sampled_from([1, 3]), st.integers(0, 50), st.integers(0, 9))
+def test_targets_stay_and_see_what_is_left_of_the_items_before_them(item_causal, share, count, seed, epoch):
+    windows, tokens = training_windows(item_causal, seed), identifier_sets(count)
+    augmentation = Augmentation(seed, share, count)
+    augmentation.set_epoch(epoch)
+    plain = WindowCollator(windows, tokens[0], START, item_causal)
+    augmented = WindowCollator(windows, tokens, START, item_causal, augmentation)
+    every = list(range(len(windows)))
+    for batch in (every[:5], every[5:]):
+        before, after = plain(batch), augmented(batch)
+        chosen = augmentation.identifiers(batch)
+        left_out = augmentation.left_out(batch, (before["input_ids"].shape[1] - 1) // NUM_LEVELS)
+        assert ("seen_items" in after) is (item_causal and share > 0)
+        for row, which in enumerate(chosen.tolist()):
+            shift = which * NUM_ITEMS * NUM_LEVELS
+            labels = before["labels"][row]
+            assert torch.equal(after["labels"][row], torch.where(labels == -100, labels, labels + shift))
+            history = before["input_ids"][row, 1:].view(-1, NUM_LEVELS)
+            real = before["attention_mask"][row, 1:].view(-1, NUM_LEVELS)[:, 0].bool()
+            kept = real & ~left_out[row]
+            length = int(after["attention_mask"][row].sum())
+            assert (after["attention_mask"][row, :length] == 1).all()
+            assert after["input_ids"][row, 0] == START
+            assert after["input_ids"][row, 1:length].tolist() == (history[kept] + shift).flatten().tolist()
+            assert (after["input_ids"][row, length:] == 0).all()
+            if "seen_items" in after:
+                assert after["seen_items"][row].tolist() == [int(kept[:t].sum()) for t in range(labels.numel() // NUM_LEVELS)]
+
+
+def test_the_share_left_out_and_the_sets_drawn_are_those_asked_for():
+    augmentation = Augmentation(1, 0.3, 4)
+    windows = range(5000)
+    assert float(augmentation.left_out(windows, 8).double().mean()) == pytest.approx(0.3, abs=0.01)
+    assert torch.bincount(augmentation.identifiers(windows)).tolist() == pytest.approx([1250] * 4, abs=120)
+
+
+def batches(windows: TrainingWindows, first_step: int, epochs: list[int], workers: int = 0) -> list[dict[str, Tensor]]:
+    """The batches of epochs as the training loop loads them, the first from a step on, in a process of its own making."""
+    augmentation = Augmentation(3, 0.4, 2)
+    sampler = GlobalBatchSampler(len(windows), 4, 3, lengths=windows.size)
+    collate = WindowCollator(windows, identifier_sets(2), START, True, augmentation)
+    loader = DataLoader(windows, batch_sampler=sampler, collate_fn=collate, num_workers=workers, persistent_workers=workers > 0)
+    found = []
+    for epoch in epochs:
+        sampler.set_position(epoch, first_step)
+        augmentation.set_epoch(epoch)
+        found += list(loader)
+        first_step = 0
+    return found
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resumed_runs_load_bit_identical_batches(workers):
+    windows = training_windows(item_causal=True)
+    whole = batches(windows, 0, [0, 1, 2])
+    torch.manual_seed(11)
+    np.random.seed(11)  # noqa: NPY002 - whatever the global states are
+    resumed = batches(windows, 1, [1, 2], workers)
+    steps = len(whole) // 3
+    assert len(resumed) == 2 * steps - 1
+    for expected, found in zip(whole[steps + 1 :], resumed, strict=True):
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(expected[name], found[name]) for name in expected)
+    first, second = (torch.cat([batch["input_ids"].flatten() for batch in part]) for part in (whole[:steps], whole[steps : 2 * steps]))
+    assert not torch.equal(first, second)
+
+
+def test_a_window_is_drawn_alike_in_any_batch():
+    windows = training_windows(item_causal=True)
+    augmentation = Augmentation(3, 0.4, 3)
+    together = augmentation.left_out([5, 2, 9], 6)
+    assert torch.equal(together[1:2, :4], augmentation.left_out([2], 4))
+    assert torch.equal(augmentation.identifiers([5, 2, 9])[1:2], augmentation.identifiers([2]))
+    assert len(windows) > 9
+
+
+def test_an_augmentation_without_effect_changes_nothing():
+    windows = training_windows(item_causal=True)
+    plain = WindowCollator(windows, identifier_sets(1)[0], START, True)(range(len(windows)))
+    other = WindowCollator(windows, identifier_sets(1), START, True, Augmentation(0))(range(len(windows)))
+    assert plain.keys() == other.keys()
+    assert all(torch.equal(plain[name], other[name]) for name in plain)
+
+
+def test_impossible_augmentations_are_refused():
+    with pytest.raises(ValueError, match="item_dropout"):
+        Augmentation(0, 1.0)
+    with pytest.raises(ValueError, match="num_identifiers"):
+        Augmentation(0, 0.1, 0)
+    with pytest.raises(ValueError, match="draws from 2 identifier sets, item_tokens hold 3"):
+        WindowCollator(training_windows(True), identifier_sets(3), START, True, Augmentation(0, 0.0, 2))

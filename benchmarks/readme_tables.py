@@ -12,7 +12,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +84,16 @@ def is_accuracy(metrics: Mapping[str, Any]) -> bool:
 
 
 def accuracy_rows(envelope: Mapping[str, Any]) -> list[str]:
-    """Systems × (slices × metrics), `mean ± standard deviation` where there are several seeds."""
-    metrics, std = envelope["metrics"], envelope.get("std", {})
+    """Systems × (slices × metrics): `mean ± standard deviation` where there are several seeds, else `mean [low, high]` where known."""
+    metrics, std, intervals = envelope["metrics"], envelope.get("std", {}), envelope.get("intervals", {})
     slices = [name for name in ACCURACY_SLICES if any(name in system for system in metrics.values())]
     columns = [(part, metric) for part in slices for metric in ACCURACY_METRICS]
     header = [f"{ACCURACY_METRICS[metric]}, {ACCURACY_SLICES[part]}{_cases(metrics, part)}" for part, metric in columns]
     rows = {
-        system: [_accuracy(values.get(part, {}).get(key), std.get(system, {}).get(part, {}).get(key)) for part, key in columns]
+        system: [
+            _accuracy(*(place.get(part, {}).get(key) for place in (values, std.get(system, {}), intervals.get(system, {}))))
+            for part, key in columns
+        ]
         for system, values in metrics.items()
     }
     return _markdown("System", header, rows)
@@ -135,10 +138,12 @@ def _cases(metrics: Mapping[str, Any], part: str) -> str:
     return "" if only is None else f" (n = {only:,.0f})"
 
 
-def _accuracy(mean: float | None, std: float | None) -> str:
+def _accuracy(mean: float | None, std: float | None, interval: Sequence[float] | None = None) -> str:
     if mean is None:
         return "–"
-    return f"{mean:.4f}" if std is None else f"{mean:.4f} ± {std:.4f}"
+    if std is not None:
+        return f"{mean:.4f} ± {std:.4f}"
+    return f"{mean:.4f}" + (f" [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else "")
 
 
 def _quantity(value: float | int | None) -> str:

@@ -1,4 +1,4 @@
-"""The protocol: full ranking, leave-one-out, with and without the items already in the history, and the cold-start slices.
+"""The protocol: full ranking, with and without the items already in the history, the cold-start slices, and how sure the means are.
 
 Cold start means few *training* interactions of the target item; the items themselves are all known. Every slice carries its
 number of cases, because a slice of 40 cases says little whatever its mean.
@@ -6,19 +6,16 @@ number of cases, because a slice of 40 cases says little whatever its mean.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ..errors import CEMGError
+from .beyond_accuracy import DESCRIBED_AT, ItemVectors, case_descriptions, describe_recommendations
+from .confidence import bootstrap_interval
 from .metrics import DEFAULT_KS, check_rankings, check_width, checked_ks, hit_ranks, mean_metrics, per_case_metrics
 
-# The list length at which what is recommended (not whether it hits) is described.
-COVERAGE_AT = 10
 EXCLUDING = "_excluding_history"
 
 SliceMetrics: TypeAlias = dict[str, float | int | None]
@@ -31,6 +28,7 @@ def evaluate_rankings(
     train_item_counts: np.ndarray,
     cold_threshold: int = 5,
     ks: Sequence[int] = DEFAULT_KS,
+    item_vectors: ItemVectors | None = None,
 ) -> dict[str, SliceMetrics]:
     """All figures of one system on one set of cases.
 
@@ -41,17 +39,69 @@ def evaluate_rankings(
         train_item_counts: (items,) training interactions of every catalogue item.
         cold_threshold: a target with at most this many training interactions is cold.
         ks: cut-offs; both rankings need max(ks) places, and at least 10.
+        item_vectors: (items, d) vectors that say how alike two items are; without them there is no "intra_list_distance@10".
 
     Returns:
         Slices "test", "test_cold" (targets with 0 … threshold training interactions), "test_cold_0" and "test_cold_1_5" (its two
         parts), each also with the suffix "_excluding_history". A slice holds "hr@K" and "ndcg@K" (None if it is empty) and "n", its
-        number of cases. The two whole slices also hold "coverage@10", the share of the catalogue that stands in at least one top 10,
-        and "popularity_percentile@10", the mean percentile of the recommended items in training popularity (0.5 for random items, near
-        1 for popular ones).
+        number of cases. The two whole slices also hold what `beyond_accuracy` says of the lists: "coverage@10",
+        "popularity_percentile@10", "average_popularity@10", "gini@10", "inter_user_diversity@10", "intra_list_distance@10".
 
     Raises:
         CEMGError: rankings that are too narrow, list an item twice or hold what is no item; targets outside the catalogue.
     """
+    targets, counts = _checked_targets(targets, train_item_counts, cold_threshold)
+    slices = cold_start_slices(targets, counts, cold_threshold)
+    results: dict[str, SliceMetrics] = {}
+    for suffix, lists, values in _case_values(ranked, ranked_excluding_history, targets, len(counts), ks):
+        for part, rows in slices.items():
+            results[part + suffix] = {**mean_metrics({key: array[rows] for key, array in values.items()}), "n": int(rows.sum())}
+        results["test" + suffix].update(describe_recommendations(lists, counts, item_vectors))
+    return results
+
+
+def ranking_intervals(
+    ranked: np.ndarray,
+    ranked_excluding_history: np.ndarray,
+    targets: np.ndarray,
+    train_item_counts: np.ndarray,
+    cold_threshold: int = 5,
+    ks: Sequence[int] = DEFAULT_KS,
+    item_vectors: ItemVectors | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> dict[str, dict[str, list[float] | None]]:
+    """Percentile bootstrap intervals over users of the figures of `evaluate_rankings` that are means over users.
+
+    Coverage, concentration and diversity between users have none: a resample repeats users, so it covers less of the catalogue than
+    the users it was drawn from, and its interval would not hold the figure itself.
+
+    Args: as for `evaluate_rankings`; resamples, seed, level: as `n`, `seed` and `level` of `bootstrap_interval`.
+
+    Returns:
+        slice -> metric -> [low, high], None where a slice has no case.
+    """
+    targets, counts = _checked_targets(targets, train_item_counts, cold_threshold)
+    slices = cold_start_slices(targets, counts, cold_threshold)
+    results: dict[str, dict[str, list[float] | None]] = {}
+
+    def interval(values: np.ndarray) -> list[float] | None:
+        known = values[~np.isnan(values)]
+        if len(known) == 0:
+            return None
+        found = bootstrap_interval(known, resamples, seed, level)
+        return [found.low, found.high]
+
+    for suffix, lists, values in _case_values(ranked, ranked_excluding_history, targets, len(counts), ks):
+        for part, rows in slices.items():
+            results[part + suffix] = {key: interval(array[rows]) for key, array in values.items()}
+        described = case_descriptions(lists, counts, item_vectors)
+        results["test" + suffix].update({key: interval(array) for key, array in described.items()})
+    return results
+
+
+def _checked_targets(targets: np.ndarray, train_item_counts: np.ndarray, cold_threshold: int) -> tuple[np.ndarray, np.ndarray]:
     targets, counts = np.asarray(targets), np.asarray(train_item_counts)
     if cold_threshold < 1:
         raise CEMGError(f"cold_threshold: {cold_threshold}; it must be at least 1")
@@ -59,17 +109,18 @@ def evaluate_rankings(
         raise CEMGError(f"targets and train_item_counts: shapes {targets.shape} and {counts.shape}; both must be one-dimensional")
     if len(targets) and targets.max() >= len(counts):
         raise CEMGError(f"targets: item index {targets.max()} is outside the catalogue of {len(counts)} items; use one dataset for both")
-    slices = cold_start_slices(targets, counts, cold_threshold)
-    results: dict[str, SliceMetrics] = {}
+    return targets, counts
+
+
+def _case_values(
+    ranked: np.ndarray, ranked_excluding_history: np.ndarray, targets: np.ndarray, items: int, ks: Sequence[int]
+) -> Iterator[tuple[str, np.ndarray, dict[str, np.ndarray]]]:
+    """Of both rankings: its suffix, its checked lists, and the accuracy of every case."""
     for suffix, lists in (("", ranked), (EXCLUDING, ranked_excluding_history)):
         name = "ranked" + suffix
-        check_width(lists, [*checked_ks(ks), COVERAGE_AT], name)
-        check_rankings(lists, len(counts), name)
-        values = per_case_metrics(hit_ranks(lists, targets), ks)
-        for part, rows in slices.items():
-            results[part + suffix] = {**mean_metrics({key: array[rows] for key, array in values.items()}), "n": int(rows.sum())}
-        results["test" + suffix].update(describe_recommendations(lists, counts))
-    return results
+        check_width(lists, [*checked_ks(ks), DESCRIBED_AT], name)
+        check_rankings(lists, items, name)
+        yield suffix, lists, per_case_metrics(hit_ranks(lists, targets), ks)
 
 
 def cold_start_slices(targets: np.ndarray, train_item_counts: np.ndarray, cold_threshold: int = 5) -> dict[str, np.ndarray]:
@@ -81,62 +132,3 @@ def cold_start_slices(targets: np.ndarray, train_item_counts: np.ndarray, cold_t
         "test_cold_0": seen == 0,
         f"test_cold_1_{cold_threshold}": (seen >= 1) & (seen <= cold_threshold),
     }
-
-
-def describe_recommendations(ranked: np.ndarray, train_item_counts: np.ndarray, k: int = COVERAGE_AT) -> dict[str, float | None]:
-    """Catalogue coverage and mean popularity percentile of the first k places of `ranked`; None if nothing is recommended.
-
-    The percentile of an item is the share of the catalogue with fewer training interactions, ties counted half; its mean over the
-    catalogue is therefore exactly 0.5.
-    """
-    top = np.asarray(ranked)[:, :k]
-    recommended = np.bincount(top[top >= 0].astype(np.int64), minlength=len(train_item_counts))
-    coverage_name, percentile_name = f"coverage@{k}", f"popularity_percentile@{k}"
-    if recommended.sum() == 0:
-        return {coverage_name: None, percentile_name: None}
-    _, inverse, sizes = np.unique(train_item_counts, return_inverse=True, return_counts=True)
-    percentile = ((np.cumsum(sizes) - sizes / 2) / len(train_item_counts))[inverse]
-    return {coverage_name: float((recommended > 0).mean()), percentile_name: float(recommended @ percentile / recommended.sum())}
-
-
-def predictions_table(
-    user_ids: Sequence[str], item_ids: Sequence[str], ranked: np.ndarray, scores: np.ndarray, targets: np.ndarray
-) -> pa.Table:
-    """Ranked lists in the ids of the data: columns user_id, target, items (list of string), scores (list of float32).
-
-    Args:
-        user_ids: the user of every case (cases, not all users of the data set).
-        item_ids: the catalogue, by item index.
-        ranked: (cases, places) item indices; -1 (no item) leaves the list shorter.
-        scores: (cases, places) finite wherever there is an item.
-        targets: (cases,) item indices.
-    """
-    ranked, scores, targets = np.asarray(ranked), np.asarray(scores), np.asarray(targets)
-    if not len(user_ids) == len(ranked) == len(targets) or scores.shape != ranked.shape:
-        shapes = f"{len(user_ids)} users, ranked {ranked.shape}, scores {scores.shape}, targets {targets.shape}"
-        raise CEMGError(f"predictions: {shapes} do not fit together; pass one row per case")
-    check_rankings(ranked, len(item_ids))
-    if len(targets) and not 0 <= targets.min() <= targets.max() < len(item_ids):
-        raise CEMGError(f"targets: item indices must lie between 0 and {len(item_ids) - 1}; found {targets.min()} to {targets.max()}")
-    present = ranked >= 0
-    if not np.isfinite(scores[present]).all():
-        raise CEMGError("scores: an item in the list has a score that is not finite; look for a diverged model")
-    catalogue = pa.array(item_ids, type=pa.string())
-    offsets = pa.array(np.concatenate([[0], present.sum(axis=1).cumsum()]), type=pa.int32())
-    return pa.table(
-        {
-            "user_id": pa.array(user_ids, type=pa.string()),
-            "target": catalogue.take(pa.array(targets, type=pa.int64())),
-            "items": pa.ListArray.from_arrays(offsets, catalogue.take(pa.array(ranked[present], type=pa.int64()))),
-            "scores": pa.ListArray.from_arrays(offsets, pa.array(scores[present], type=pa.float32())),
-        }
-    )
-
-
-def write_predictions(path: str | Path, table: pa.Table) -> None:
-    """Write a table of predictions as Parquet, atomically (a reader sees the old file or the new one)."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.partial")
-    pq.write_table(table, scratch, compression="zstd")
-    scratch.replace(path)

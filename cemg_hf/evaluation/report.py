@@ -14,8 +14,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# system -> slice -> metric -> value
-SystemMetrics: TypeAlias = Mapping[str, Mapping[str, Mapping[str, float | int | None]]]
+# slice -> metric -> value, and [low, high]
+SliceValues: TypeAlias = Mapping[str, Mapping[str, float | int | None]]
+SliceIntervals: TypeAlias = Mapping[str, Mapping[str, Sequence[float] | None]]
+# system -> slice -> metric -> the same
+SystemMetrics: TypeAlias = Mapping[str, SliceValues]
+SystemIntervals: TypeAlias = Mapping[str, SliceIntervals]
 
 SLICE_TITLES = {
     "test": "Test",
@@ -128,6 +132,7 @@ def plot_metrics(
     slices: Sequence[str] = ("test", "test_excluding_history", "test_cold"),
     names: Sequence[str] = ("hr@10", "ndcg@10"),
     title: str = "",
+    intervals: SystemIntervals | None = None,
 ) -> None:
     """Grouped bars: a panel per slice, a group per metric, a bar per system.
 
@@ -137,6 +142,7 @@ def plot_metrics(
         slices: panels; slices that no system has are left out.
         names: the metrics of each panel.
         title: what was measured, on what.
+        intervals: drawn as error bars where there are any.
     """
     shown = [name for name in slices if any(name in system for system in metrics.values())]
     if not shown:
@@ -145,9 +151,10 @@ def plot_metrics(
     figure = _figure(width, 4.2)
     panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     for panel, slice_name in zip(panels, shown, strict=True):
-        _bars(panel, metrics, slice_name, names)
+        _bars(panel, metrics, slice_name, names, intervals or {})
     panels[0].set_ylabel("Mean over cases")
-    highest = max(slices.get(part, {}).get(name) or 0.0 for slices in metrics.values() for part in shown for name in names)
+    tops = [_top(metrics, intervals or {}, system, part, name) for system in metrics for part in shown for name in names]
+    highest = max(tops)
     panels[0].set_ylim(0, 1.25 * highest or 1.0)  # room for the upright labels
     if title:
         figure.suptitle(title, fontsize=12)
@@ -156,7 +163,22 @@ def plot_metrics(
     _save(figure, path)
 
 
-def _bars(panel: Axes, metrics: SystemMetrics, slice_name: str, names: Sequence[str]) -> None:
+def _whiskers(values: Sequence[float | int | None], intervals: Sequence[Sequence[float] | None]) -> np.ndarray:
+    """(2, values) lengths of the error bars below and above; 0 where there is no interval."""
+    lengths = [
+        (0.0, 0.0) if value is None or not interval else (value - interval[0], interval[1] - value)
+        for value, interval in zip(values, intervals, strict=True)
+    ]
+    return np.maximum(np.array(lengths, dtype=float).T, 0)
+
+
+def _top(metrics: SystemMetrics, intervals: SystemIntervals, system: str, part: str, name: str) -> float:
+    """Where a bar ends, its error bar included."""
+    interval = intervals.get(system, {}).get(part, {}).get(name)
+    return max(metrics[system].get(part, {}).get(name) or 0.0, interval[1] if interval else 0.0)
+
+
+def _bars(panel: Axes, metrics: SystemMetrics, slice_name: str, names: Sequence[str], intervals: SystemIntervals) -> None:
     width = 0.8 / len(metrics)
     groups = np.arange(len(names))
     for number, (system, slices) in enumerate(metrics.items()):
@@ -167,6 +189,8 @@ def _bars(panel: Axes, metrics: SystemMetrics, slice_name: str, names: Sequence[
             width * 0.92,
             color=COLOURS[number % len(COLOURS)],
             label=system,
+            yerr=_whiskers(values, [intervals.get(system, {}).get(slice_name, {}).get(name) for name in names]),
+            error_kw={"linewidth": 1},
         )
         panel.bar_label(bars, ["n/a" if value is None else f"{value:.4f}" for value in values], rotation=90, padding=3, fontsize=8)
     panel.set_xticks(groups, [_label(name) for name in names])

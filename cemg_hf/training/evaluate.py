@@ -1,20 +1,26 @@
-"""The `evaluate` stage: full-ranking leave-one-out metrics of a trained generator, with popularity as the floor."""
+"""The `evaluate` stage: one evaluator for every system, and CEMG's generators as one of them."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..artefacts import Manifest, fingerprint_path, is_current, result_envelope, write_folder, write_json
-from ..data import PreparedDataset
+from ..data import EvaluationCases, PreparedDataset
+from ..data.ragged import IntArray
 from ..errors import CEMGError
+from ..evaluation.metrics import DEFAULT_KS
 from ..evaluation.popularity import PopularityRecommender
-from ..evaluation.protocol import evaluate_rankings, predictions_table, write_predictions
+from ..evaluation.predictions import Predictions, write_predictions
+from ..evaluation.protocol import evaluate_rankings, ranking_intervals
 from ..evaluation.report import plot_metrics
 from ..models.cemg import CEMGForConditionalGeneration
 from .ranking import rank_histories
@@ -22,7 +28,11 @@ from .ranking import rank_histories
 logger = logging.getLogger(__name__)
 
 METRICS_NAME = "metrics.json"
-PREDICTIONS_NAME = "predictions.parquet"
+FLOOR = "popularity"
+"""The system that every run is measured beside."""
+LIST_LENGTH = max(DEFAULT_KS)
+
+FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass
@@ -32,6 +42,57 @@ class EvaluateConfig:
     num_beams: int = field(default=50, metadata={"help": "Beams of the search; at least the largest cut-off, 20."})
     cold_threshold: int = field(default=5, metadata={"help": "Cold-start slice: targets with at most this many training interactions."})
     batch_size: int = field(default=128, metadata={"help": "Users per forward pass."})
+    resamples: int = field(default=1000, metadata={"help": "Bootstrap resamples of the users behind the 95 % intervals."})
+
+
+class Ranker(Protocol):
+    """What a system has to do to be evaluated."""
+
+    def __call__(
+        self, cases: EvaluationCases, k: int, *, exclude_history: bool, progress: str | None = None
+    ) -> tuple[IntArray, FloatArray]:
+        """Rank the whole catalogue for every case.
+
+        Args:
+            cases: users with their histories (which may be empty); a ranker must not look at their targets.
+            k: length of the lists.
+            exclude_history: leave out all items of the case's history.
+            progress: label of a progress bar; none when omitted.
+
+        Returns:
+            (cases, k) item indices best first, -1 where there is no further item, and their scores (-inf there).
+        """
+
+
+@dataclass(frozen=True)
+class GeneratorRanker:
+    """A trained generator as a `Ranker`: the k most probable items of its beam search."""
+
+    model: CEMGForConditionalGeneration = field(metadata={"help": "In evaluation mode, with its tokenizer attached."})
+    num_beams: int = field(default=50, metadata={"help": "Beams of the search."})
+    batch_size: int = field(default=128, metadata={"help": "Users per forward pass."})
+    dense_weight: float | None = field(default=None, metadata={"help": "Weight of the dense score; None: the model's own."})
+
+    def __call__(
+        self, cases: EvaluationCases, k: int, *, exclude_history: bool, progress: str | None = None
+    ) -> tuple[IntArray, FloatArray]:
+        """See `Ranker`."""
+        options: dict[str, Any] = {"num_beams": self.num_beams, "batch_size": self.batch_size, "dense_weight": self.dense_weight}
+        return rank_histories(self.model, cases.histories, k, exclude_history=exclude_history, progress=progress, **options)
+
+
+@dataclass(frozen=True)
+class PopularityRanker:
+    """The most popular items as a `Ranker`."""
+
+    recommender: PopularityRecommender
+
+    def __call__(
+        self, cases: EvaluationCases, k: int, *, exclude_history: bool, progress: str | None = None
+    ) -> tuple[IntArray, FloatArray]:
+        """See `Ranker`."""
+        ranked = self.recommender.rank(cases.histories, k, exclude_history=exclude_history)
+        return ranked, self.recommender.scores(ranked)
 
 
 def evaluate(
@@ -43,8 +104,9 @@ def evaluate(
     name: str = "cemg",
     command: str = "",
     seed: int = 42,
+    dense_weight: float | None = None,
 ) -> Path:
-    """Rank the whole catalogue for every test user and write `metrics.json`, `predictions.parquet` and a plot.
+    """Measure a generator; skipped when `output` is current. See `evaluate_ranker` for what is written.
 
     Args:
         config: settings.
@@ -53,13 +115,15 @@ def evaluate(
         output: folder to write.
         name: the system's key in `metrics`.
         command: the command that reproduces the figures, recorded with them.
+        seed: recorded with them.
+        dense_weight: weight of the dense tower's scores, 0 for the codes alone; None: the model's own.
 
     Raises:
         CEMGError: model and data set hold different catalogues, or there is nobody to evaluate.
     """
     manifest = Manifest(
         stage="evaluate",
-        settings=asdict(config) | {"name": name},
+        settings=asdict(config) | {"name": name} | ({} if dense_weight is None else {"dense_weight": dense_weight}),
         inputs={"dataset": fingerprint_path(dataset), "model": fingerprint_path(model)},
         seed=seed,
     )
@@ -68,27 +132,74 @@ def evaluate(
         return Path(output)
     started = time.perf_counter()
     data = PreparedDataset.load(dataset)
-    generator = load_generator(model, data)
+    rank = GeneratorRanker(load_generator(model, data), config.num_beams, config.batch_size, dense_weight)
+    return evaluate_ranker(rank, data, config, Path(output), name=name, manifest=manifest, command=command, seed=seed, started=started)
+
+
+def evaluate_ranker(
+    rank: Ranker,
+    data: PreparedDataset,
+    config: EvaluateConfig,
+    output: Path,
+    *,
+    name: str,
+    manifest: Manifest,
+    command: str,
+    seed: int,
+    started: float,
+    extra: Mapping[str, Any] = {},
+) -> Path:
+    """Rank the whole catalogue for every test case, with and without the items of the history, and write what came of it.
+
+    The same cases, candidates, metrics, slices and floor for every system: what differs between two systems is `rank` alone.
+
+    Args:
+        rank: the system.
+        data: the data set; its test cases are ranked.
+        config: how lists are measured; `num_beams` and `batch_size` are the ranker's own business.
+        output: folder to write: `metrics.json` (the envelope, and under `intervals` the 95 % bootstrap intervals over users, system ->
+            slice -> metric -> [low, high]), `predictions.parquet` with both lists of every case, `catalogue.parquet`, `metrics.png`.
+        name: the system's key in `metrics`.
+        manifest: what the output is made from. A caller asks `is_current(output, manifest)` before it loads anything.
+        command: the command that reproduces the figures.
+        seed: seed of the run, recorded.
+        started: reading of `time.perf_counter()` when the stage began.
+        extra: further entries of the envelope, such as the size of the model.
+
+    Raises:
+        CEMGError: nobody to evaluate, or lists that are not rankings of the catalogue.
+    """
     cases = data.evaluation_cases("test")
     if len(cases) == 0:
-        raise CEMGError(f"{dataset}: nobody has the three interactions that leave-one-out evaluation needs")
-    counts = data.train_item_counts()
-    options: dict[str, Any] = {"num_beams": config.num_beams, "batch_size": config.batch_size}
-    plain, scores = rank_histories(generator, cases.histories, 20, progress="test", **options)
-    excluding, _ = rank_histories(generator, cases.histories, 20, exclude_history=True, progress="test, history excluded", **options)
-    popularity = PopularityRecommender(counts)
-    floor, floor_excluding = (popularity.rank(cases.histories, 20, exclude_history=excluded) for excluded in (False, True))
-    metrics = {
-        name: evaluate_rankings(plain, excluding, cases.targets, counts, cold_threshold=config.cold_threshold),
-        "popularity": evaluate_rankings(floor, floor_excluding, cases.targets, counts, cold_threshold=config.cold_threshold),
-    }
+        raise CEMGError(f"{data.folder}: nobody has a test case; leave-one-out needs users with three interactions")
+    counts, vectors = data.train_item_counts(), data.category_vectors()
+    plain, scores = rank(cases, LIST_LENGTH, exclude_history=False, progress=f"{name}, test")
+    excluding, scores_excluding = rank(cases, LIST_LENGTH, exclude_history=True, progress=f"{name}, test, history excluded")
+    lists = {name: (plain, excluding)}
+    if name != FLOOR:
+        floor = PopularityRanker(PopularityRecommender(counts))
+        lists[FLOOR] = (floor(cases, LIST_LENGTH, exclude_history=False)[0], floor(cases, LIST_LENGTH, exclude_history=True)[0])
+    shared: dict[str, Any] = {"cold_threshold": config.cold_threshold, "item_vectors": vectors}
+    metrics = {system: evaluate_rankings(*both, cases.targets, counts, **shared) for system, both in lists.items()}
+    shared |= {"resamples": config.resamples}
+    intervals = {system: ranking_intervals(*both, cases.targets, counts, **shared) for system, both in lists.items()}
+    users = [data.user_ids[user] for user in cases.users]
+    predictions = Predictions(users, data.item_ids, counts, cases.targets, plain, scores, excluding, scores_excluding)
     with write_folder(output, manifest, started) as scratch:
-        envelope = result_envelope(metrics, command=command, seeds=[seed], seconds=time.perf_counter() - started)
+        write_predictions(scratch, predictions)
+        plot_metrics(metrics, scratch / "metrics.png", intervals=intervals)
+        envelope = result_envelope(
+            metrics,
+            command=command,
+            seeds=[seed],
+            seconds=time.perf_counter() - started,
+            system=name,
+            protocol=data.protocol() | {"cold_threshold": config.cold_threshold},
+            intervals=intervals,
+            **extra,
+        )
         write_json(scratch / METRICS_NAME, envelope)
-        users = [data.user_ids[user] for user in cases.users]
-        write_predictions(scratch / PREDICTIONS_NAME, predictions_table(users, data.item_ids, plain, scores, cases.targets))
-        plot_metrics(metrics, scratch / "metrics.png")
-    return Path(output)
+    return output
 
 
 def load_generator(folder: str | Path, data: PreparedDataset) -> CEMGForConditionalGeneration:

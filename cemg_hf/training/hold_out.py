@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,8 @@ import polars as pl
 from ..artefacts import Manifest, fingerprint_path, is_current, read_manifest, write_folder, write_json
 from ..data import PreparedDataset, Ragged, schema, writing
 from ..data.card import dataset_card
-from ..data.dataset import INTERACTIONS_FILE, ITEMS_FILE
-from ..data.splits import MIN_INTERACTIONS, leave_one_out, training_cases
+from ..data.dataset import INTERACTIONS_FILE, ITEMS_FILE, SPLIT_FILE
+from ..data.splits import MIN_INTERACTIONS, time_points
 from ..data.statistics import STATISTICS_FILE, Statistics
 from ..errors import CEMGError
 
@@ -38,7 +38,7 @@ def hold_out_items(
     Items are drawn among those that have an image or a text, as far as `modalities` names these, and are the target of at least one
     validation or test case; where these are too few, the rest is drawn among the other items with content. Leave-one-out of what is
     left never trains on an interaction that the original data set evaluates: a user who falls under three interactions, and so would
-    be trained on as a whole, loses the original's last two.
+    be trained on as a whole, loses the original's last two. A split by time keeps its instants.
 
     Args:
         dataset: folder written by `prepare`.
@@ -66,35 +66,36 @@ def hold_out_items(
         return output
     items = data.items_table()
     held = _draw(data, items, share, seed, content)
-    kept = _kept_interactions(data.sequences, held)
+    kept = ~held[data.sequences.values] if data.cuts is not None else _kept_interactions(data.sequences, held)
     interactions = pl.read_parquet(dataset / INTERACTIONS_FILE).filter(pl.Series(kept))
     catalogue = items.filter(pl.Series(~held)).with_columns(image_file=pl.lit(None, dtype=pl.String))
     users = data.sequences.rows[kept]
     present, lengths = np.unique(users, return_counts=True)
     sequences = Ragged.from_lengths((np.cumsum(~held) - 1)[data.sequences.values[kept]], lengths)
     user_ids = pl.Series([data.user_ids[user] for user in present], dtype=pl.String)
+    points = None if data.cuts is None else time_points(Ragged(interactions["timestamp"].to_numpy(), sequences.offsets), data.cuts)
     item_ids = catalogue["item_id"]
     has_image, has_text = catalogue["image"].is_not_null(), schema.has_text(catalogue)
-    statistics = replace(
-        Statistics.load(dataset),
-        users=len(sequences),
-        items=len(catalogue),
-        interactions=len(interactions),
-        evaluated_users=int((sequences.lengths >= MIN_INTERACTIONS).sum()),
-        items_with_text=int(has_text.sum()),
-        items_with_image=int(has_image.sum()),
-        items_without_content=int((~has_text & ~has_image).sum()),
-    )
     settings = source["settings"]
     with write_folder(output, manifest) as folder:
         writing.write_interactions(folder / INTERACTIONS_FILE, interactions)
         writing.write_items(folder / ITEMS_FILE, catalogue)
-        writing.write_cases(folder / "splits" / "train.parquet", training_cases(sequences), user_ids, item_ids)
-        writing.write_cases(folder / "splits" / "validation.parquet", leave_one_out(sequences, "validation"), user_ids, item_ids)
-        writing.write_cases(folder / "splits" / "test.parquet", leave_one_out(sequences, "test"), user_ids, item_ids)
+        evaluated = writing.write_splits(folder / "splits", sequences, user_ids, item_ids, points)
+        if data.cuts is not None:
+            write_json(folder / SPLIT_FILE, asdict(data.cuts))
+        statistics = replace(
+            Statistics.load(dataset),
+            users=len(sequences),
+            items=len(catalogue),
+            interactions=len(interactions),
+            evaluated_users=evaluated,
+            items_with_text=int(has_text.sum()),
+            items_with_image=int(has_image.sum()),
+            items_without_content=int((~has_text & ~has_image).sum()),
+        )
         write_json(folder / STATISTICS_FILE, statistics.as_dict())
         write_json(folder / HELD_OUT_FILE, items.filter(pl.Series(held))["item_id"].to_list())
-        card = dataset_card(statistics, settings["license"], 0, settings["min_rating"], "rating" in interactions.columns)
+        card = dataset_card(statistics, settings["license"], 0, settings["min_rating"], "rating" in interactions.columns, data.cuts)
         note = _NOTE.format(count=int(held.sum()), interactions=int(held[data.sequences.values].sum()), file=HELD_OUT_FILE)
         (folder / "README.md").write_text(card + note, encoding="utf-8")
     logger.info("hold-out: %d of %d items and %d of %d interactions left out", held.sum(), len(held), (~kept).sum(), len(kept))

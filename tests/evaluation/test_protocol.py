@@ -1,16 +1,12 @@
-"""Slices, catalogue coverage and the table of predictions."""
+"""Slices and the intervals of their means."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from cemg_hf.errors import CEMGError
-from cemg_hf.evaluation import evaluate_rankings, predictions_table, ranking_metrics, write_predictions
-from cemg_hf.evaluation.protocol import describe_recommendations
+from cemg_hf.evaluation import bootstrap_interval, evaluate_rankings, intra_list_distances, ranking_intervals, ranking_metrics
 
 ITEMS, CASES = 60, 300
 
@@ -63,17 +59,6 @@ def test_the_threshold_moves_the_slices(cases: tuple[np.ndarray, ...]) -> None:
     assert "test_cold_1_5" not in results
 
 
-def test_coverage_and_popularity_of_what_is_recommended() -> None:
-    counts = np.array([7, 7, 3, 0, 0, 1])
-    everything = np.array([[0, 1, 2, 3, 4, 5]])
-    assert describe_recommendations(everything, counts, k=6) == pytest.approx({"coverage@6": 1.0, "popularity_percentile@6": 0.5})
-    assert describe_recommendations(everything[:, :2], counts, k=2) == pytest.approx(
-        {"coverage@2": 2 / 6, "popularity_percentile@2": 5 / 6}
-    )
-    short = np.array([[3, -1], [4, -1]])
-    assert describe_recommendations(short, counts, k=2) == pytest.approx({"coverage@2": 2 / 6, "popularity_percentile@2": 1 / 6})
-
-
 def test_rankings_that_hide_a_fault_are_refused(cases: tuple[np.ndarray, ...]) -> None:
     ranked, excluding, targets, counts = cases
     with pytest.raises(CEMGError, match="ranked_excluding_history: 9 places are too few"):
@@ -88,26 +73,22 @@ def test_rankings_that_hide_a_fault_are_refused(cases: tuple[np.ndarray, ...]) -
         evaluate_rankings(ranked, excluding, np.where(np.arange(CASES) == 4, -1, targets), counts)
 
 
-def test_predictions_round_trip_through_parquet(tmp_path: Path) -> None:
-    ranked = np.array([[2, 0, -1], [-1, -1, -1], [1, 2, 0]])
-    scores = np.array([[-0.5, -1.25, -np.inf], [np.nan] * 3, [3.0, 2.0, 1.0]])
-    table = predictions_table(["u1", "u2", "u3"], ["a", "b", "ç"], ranked, scores, np.array([0, 1, 2]))
-    path = tmp_path / "deep" / "predictions.parquet"
-    write_predictions(path, table)
-    write_predictions(path, table)
-    assert [file.name for file in path.parent.iterdir()] == ["predictions.parquet"]
-    assert pq.read_table(path).to_pylist() == [
-        {"user_id": "u1", "target": "a", "items": ["ç", "a"], "scores": [-0.5, -1.25]},
-        {"user_id": "u2", "target": "b", "items": [], "scores": []},
-        {"user_id": "u3", "target": "ç", "items": ["b", "ç", "a"], "scores": [3.0, 2.0, 1.0]},
-    ]
-
-
-def test_predictions_that_do_not_fit_are_refused() -> None:
-    ranked, scores, targets = np.array([[0, 1]]), np.array([[1.0, np.nan]]), np.array([0])
-    with pytest.raises(CEMGError, match="not finite"):
-        predictions_table(["u"], ["a", "b"], ranked, scores, targets)
-    with pytest.raises(CEMGError, match="one row per case"):
-        predictions_table(["u", "v"], ["a", "b"], ranked, scores, targets)
-    with pytest.raises(CEMGError, match="no item"):
-        predictions_table(["u"], ["a"], ranked, np.ones((1, 2)), targets)
+def test_intervals_are_those_of_the_cases_of_each_slice(cases: tuple[np.ndarray, ...]) -> None:
+    ranked, excluding, targets, counts = cases
+    vectors = np.random.default_rng(1).normal(size=(ITEMS, 3))
+    results = evaluate_rankings(ranked, excluding, targets, counts, item_vectors=vectors)
+    intervals = ranking_intervals(ranked, excluding, targets, counts, item_vectors=vectors, resamples=300)
+    assert set(intervals) == set(results)
+    for name, metrics in intervals.items():
+        for metric, interval in metrics.items():
+            assert interval is not None
+            assert interval[0] <= results[name][metric] <= interval[1]
+    cold = counts[targets] <= 5
+    hits = (excluding[cold][:, :10] == targets[cold, None]).any(axis=1).astype(float)
+    found = bootstrap_interval(hits, 300)
+    assert intervals["test_cold_excluding_history"]["hr@10"] == [found.low, found.high]
+    found = bootstrap_interval(intra_list_distances(ranked[:, :10], vectors), 300)
+    assert intervals["test"]["intra_list_distance@10"] == pytest.approx([found.low, found.high])
+    assert "coverage@10" not in intervals["test"]
+    nobody = ranking_intervals(ranked, excluding, targets, np.full(ITEMS, 100), resamples=10)
+    assert nobody["test_cold"]["hr@10"] is None

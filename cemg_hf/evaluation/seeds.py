@@ -1,0 +1,42 @@
+"""Several runs that differ by their seed alone, as one row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from .report import SliceValues
+
+Row = dict[str, dict[str, float | int | None]]
+
+
+def over_seeds(runs: Mapping[str, Sequence[SliceValues]]) -> tuple[dict[str, Row], dict[str, Row]]:
+    """Means and standard deviations over the runs of each system.
+
+    Args:
+        runs: system -> one entry per seed, slice -> metric -> value; the slices and metrics of the first one are taken of all.
+
+    Returns:
+        system -> slice -> metric -> mean, and the same of the standard deviation (over the seeds themselves: 0 for a single one). A value
+        that any seed lacks is None; "n" stays an integer.
+    """
+
+    def reduced(reduce: Callable[[Sequence[float]], np.floating]) -> dict[str, Row]:
+        return {
+            system: {
+                part: {metric: _reduced([one[part][metric] for one in seeds], metric, reduce) for metric in seeds[0][part]}
+                for part in seeds[0]
+            }
+            for system, seeds in runs.items()
+        }
+
+    return reduced(np.mean), reduced(np.std)
+
+
+def _reduced(values: Sequence[float | int | None], metric: str, reduce: Callable[[Sequence[float]], np.floating]) -> float | int | None:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return None
+    value = float(reduce(known))
+    return round(value) if metric == "n" else value

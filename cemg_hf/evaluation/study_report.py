@@ -1,0 +1,166 @@
+"""The paper's questions as people read them: a table of each, made from its result file alone; figures are in `study_plots`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from .protocol import EXCLUDING
+from .report import _label
+
+QUESTIONS: Mapping[str, str] = {
+    "rq1": "overall",
+    "rq2": "what each part is worth",
+    "rq3": "time and latency",
+    "rq4": "settings of the tokenizer",
+    "rq5": "cold items",
+}
+STAGE_ORDER = ("prepare", "encode", "tokenize", "train", "evaluate")
+COLD_PARTS = {"test_cold_0": "0", "test_cold_1_5": "1–5"}
+COLUMNS: Mapping[str, Mapping[str, str]] = {
+    "rq3": {f"{stage}, s": f"seconds.{stage}" for stage in STAGE_ORDER}
+    | {"ms per user, alone": "latency.batch_1_ms", "ms per user, in batches of 64": "latency.batch_64_ms"},
+    "rq5": {
+        title: f"{part}{EXCLUDING}.{metric}"
+        for part, words in COLD_PARTS.items()
+        for title, metric in ((f"n, {words} interactions", "n"), *((f"{_label(name)}, {words}", name) for name in ("hr@10", "ndcg@10")))
+    },
+}
+"""Of questions whose tables are no plain table of accuracy: title → key of the value, `slice.metric`."""
+PAPER = {
+    "rq3": "The paper, on an A100, read off its chart: Beauty ≈ 2.6 h tokenisation + 5.5 h generation, ≈ 15.6 ms per user; "
+    "Sports ≈ 7.5 h + 16 h, ≈ 61 ms."
+}
+FULL = "cemg"
+WHOLE = ""
+
+
+class Cell(NamedTuple):
+    """Where a value stands in a row, and what it is called."""
+
+    part: str
+    metric: str
+    title: str
+
+
+def format_study(envelope: Mapping[str, Any]) -> str:
+    """Markdown: what was asked, and per recipe a table with a row per variant; a variant without a result says why."""
+    lines = [f"# {envelope['study'].upper()}: {QUESTIONS[envelope['study']]}", ""]
+    for recipe, about in envelope["recipes"].items():
+        lines += [f"## {recipe}", "", _circumstances(envelope, about), "", *_table(envelope, recipe), ""]
+    if envelope["study"] == "rq3":
+        measured, machine = envelope["latency"], envelope["machine"]
+        where = f"{machine['cores']} cores" if machine["accelerator"] == "none" else machine["accelerator"]
+        lines += [
+            f"Latency: lists of {measured['k']}, history left out, median of {measured['batches']} batches; {where}, "
+            f"{measured['threads']} threads. {PAPER['rq3']}",
+            "",
+        ]
+    if envelope["not_run"]:
+        lines += ["Not run yet, or not to be run:", ""]
+        for row, missing in envelope["not_run"].items():
+            lines.append(f"- {row}, seed {', '.join(map(str, missing['seeds']))}: {missing['reason']}")
+        lines.append("")
+    return "\n".join([*lines, f"`{envelope['command']}`", ""])
+
+
+def _circumstances(envelope: Mapping[str, Any], about: Mapping[str, Any]) -> str:
+    changes = f"; with {', '.join(f'`{change}`' for change in envelope['set'])}" if envelope["set"] else ""
+    return f"{about['description']} Budget of CEMG: {about['budget']}{changes}.".strip()
+
+
+def rows_of(envelope: Mapping[str, Any], recipe: str) -> dict[str, Mapping[str, Any]]:
+    """The rows of a recipe: name in `metrics` → what it is. Parts of a system follow it."""
+    return {row: about for row, about in envelope["rows"].items() if about["recipe"] == recipe}
+
+
+def name_of(about: Mapping[str, Any]) -> str:
+    return f"{about['label']}, {about['part']}" if about["part"] else about["label"]
+
+
+def _cells(envelope: Mapping[str, Any], recipe: str) -> list[Cell]:
+    """The columns of a table."""
+    study, about = envelope["study"], envelope["recipes"][recipe]
+    if study == "rq3":
+        return [Cell(*key.split(".", 1), title) for title, key in COLUMNS["rq3"].items()]
+    bases = cold_parts(about) if study == "rq5" else ["test"]
+    parts = [part + suffix for part in bases for suffix in ("", EXCLUDING)]
+    metrics = ("hr@10", "ndcg@10", "hr@20", "ndcg@20") if study == "rq1" else ("hr@10", "ndcg@10")
+    counts = {part: cases_of(envelope, recipe, part) for part in parts}
+    return [Cell(part, metric, f"{_label(metric)}, {short_title(part)}{counts[part]}") for part in parts for metric in metrics]
+
+
+def cold_parts(about: Mapping[str, Any]) -> dict[str, str]:
+    """Slices of cold items and how many training interactions their targets have."""
+    threshold = about["cold_threshold"]
+    return {"test_cold_0": "0", f"test_cold_1_{threshold}": f"1–{threshold}"}
+
+
+def short_title(part: str) -> str:
+    """A slice in a column's title."""
+    base, suffix = part.removesuffix(EXCLUDING), ", history excluded" if part.endswith(EXCLUDING) else ""
+    cold = base.removeprefix("test_cold_").replace("_", "–")
+    return ("all items" if base == "test" and not suffix else f"{cold} interactions" if base != "test" else "") + (
+        suffix if base != "test" else suffix.removeprefix(", ")
+    )
+
+
+def cases_of(envelope: Mapping[str, Any], recipe: str, part: str) -> str:
+    """ " (n = 1,700)" where every row was measured on so many cases."""
+    metrics = envelope["metrics"]
+    counts = {metrics[row].get(part, {}).get("n") for row in rows_of(envelope, recipe) if row in metrics} - {None}
+    return f" (n = {counts.pop():,.0f})" if len(counts) == 1 else ""
+
+
+def _table(envelope: Mapping[str, Any], recipe: str) -> list[str]:
+    cells = _cells(envelope, recipe)
+    reference = _difference_cell(envelope, recipe)
+    extra = [f"Δ {reference.title.partition(' (')[0]}"] if reference else []
+    header = ["Variant" if envelope["study"] in ("rq2", "rq4") else "System", "seeds", *(cell.title for cell in cells), *extra]
+    lines = [f"| {' | '.join(header)} |", "|---|---" + "|---:" * (len(header) - 2) + "|"]
+    for row, about in rows_of(envelope, recipe).items():
+        seeds = ", ".join(map(str, about["seeds"])) or "not run"
+        values = [_value(envelope, row, cell) for cell in cells]
+        difference = [difference_to_full(envelope, recipe, row, reference)] if reference else []
+        lines.append(f"| {' | '.join([name_of(about), seeds, *values, *difference])} |")
+    return lines
+
+
+def _value(envelope: Mapping[str, Any], row: str, cell: Cell) -> str:
+    """ "0.0541 ± 0.0012", and seconds and milliseconds with fewer digits; "–" where there is none."""
+    mean, std = value_of(envelope["metrics"], row, cell), value_of(envelope.get("std", {}), row, cell)
+    if mean is None:
+        return "–"
+    digits = 4 if envelope["study"] != "rq3" else 1 if cell.part == "seconds" else 2
+    return f"{mean:,.{digits}f}" + (f" ± {std:,.{digits}f}" if std is not None else "")
+
+
+def value_of(values: Mapping[str, Any], row: str, cell: Cell) -> float | None:
+    return values.get(row, {}).get(cell.part, {}).get(cell.metric)
+
+
+def headline(envelope: Mapping[str, Any], recipe: str, part: str = "test") -> str:
+    """The slice that stands for a recipe: history items left out, except where repeats are targets."""
+    return part + envelope["recipes"][recipe]["headline"]
+
+
+def _difference_cell(envelope: Mapping[str, Any], recipe: str) -> Cell | None:
+    """What the ablations are compared with full CEMG by."""
+    if envelope["study"] != "rq2":
+        return None
+    part = headline(envelope, recipe)
+    return Cell(part, "ndcg@10", f"NDCG@10, {short_title(part)}")
+
+
+def full_row(envelope: Mapping[str, Any], recipe: str, part: str) -> str | None:
+    """The row of full CEMG, or of the same part of it."""
+    return next((row for row, about in rows_of(envelope, recipe).items() if (about["label"], about["part"]) == (FULL, part)), None)
+
+
+def difference_to_full(envelope: Mapping[str, Any], recipe: str, row: str, cell: Cell) -> str:
+    """ "−0.0023": the row minus the same part of full CEMG; "" for that itself."""
+    full = full_row(envelope, recipe, envelope["rows"][row]["part"])
+    value, reference = value_of(envelope["metrics"], row, cell), None if full is None else value_of(envelope["metrics"], full, cell)
+    if row == full or value is None or reference is None:
+        return ""
+    return f"{value - reference:+.4f}".replace("-", "−")

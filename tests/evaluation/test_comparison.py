@@ -1,0 +1,170 @@
+"""Systems side by side: grouping of seeds, paired tests, and what may not be compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from comparison_samples import ITEMS, USERS, predictions, reordered, save_result, save_run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ranx import Qrels, Run, evaluate
+
+from cemg_hf.errors import CEMGError
+from cemg_hf.evaluation import bootstrap_interval, compare, hit_ranks, paired_bootstrap, per_case_metrics, read_runs
+from cemg_hf.evaluation.comparison import holm
+
+
+def test_pairs_are_the_paired_bootstrap_of_the_users(tmp_path: Path) -> None:
+    given_a, given_b = predictions(1, 0.2), predictions(2, 0.5)
+    runs = read_runs([save_run(tmp_path / "a", "a", 1, given_a), save_run(tmp_path / "b", "b", 1, given_b)])
+    found = compare(runs, "ndcg@10", "test", resamples=500)
+    assert [system.name for system in found.systems] == ["a", "b", "popularity"]
+    (pair,) = found.pairs
+    values = [per_case_metrics(hit_ranks(one.ranked, one.targets), [10])["ndcg@10"] for one in (given_a, given_b)]
+    expected = paired_bootstrap(*values, n=500)
+    assert (pair.difference, pair.low, pair.high, pair.p_value) == pytest.approx(
+        (expected.mean, expected.low, expected.high, expected.p_value)
+    )
+    assert (pair.a, pair.b, pair.n) == ("a", "b", USERS)
+    assert pair.p_holm == pair.p_value
+    assert pair.difference == pytest.approx(runs[0].metrics["test"]["ndcg@10"] - runs[1].metrics["test"]["ndcg@10"])  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("part", ["test_cold", "test_cold_1_5_excluding_history"])
+def test_pairs_on_a_slice_are_of_its_users(tmp_path: Path, part: str) -> None:
+    runs = read_runs([save_run(tmp_path / name, name, seed) for seed, name in enumerate("abc")])
+    found = compare(runs, "hr@20", part, resamples=100)
+    assert len(found.pairs) == 3
+    for pair in found.pairs:
+        a, b = (next(run for run in runs if run.system == name).metrics[part] for name in (pair.a, pair.b))
+        assert pair.n == a["n"] == b["n"]
+        assert pair.difference == pytest.approx(a["hr@20"] - b["hr@20"])  # type: ignore[operator]
+        assert pair.p_value <= pair.p_holm
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.integers(0, 1000))
+def test_the_order_of_users_and_items_in_a_file_decides_nothing(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
+    folder = tmp_path_factory.mktemp("order")
+    generator = np.random.default_rng(seed)
+    mixed = reordered(predictions(2), generator.permutation(USERS), generator.permutation(ITEMS))
+    first = save_run(folder / "a", "a", 1)
+    plain = compare(read_runs([first, save_run(folder / "b", "b", 2)]), resamples=200)
+    permuted = compare(read_runs([first, save_run(folder / "c", "b", 2, mixed)]), resamples=200)
+    assert permuted.pairs == plain.pairs
+    assert permuted.systems[1].metrics["test"]["hr@10"] == plain.systems[1].metrics["test"]["hr@10"]
+
+
+def test_seeds_of_a_system_are_one_row(tmp_path: Path) -> None:
+    seeds = {seed: predictions(seed, 0.4) for seed in (1, 2, 3)}
+    places = [save_run(tmp_path / f"a{seed}", "a", seed, one) for seed, one in seeds.items()]
+    runs = read_runs([*places, save_run(tmp_path / "b", "b", 1)])
+    found = compare(runs, "hr@10", "test", resamples=300)
+    row, single, floor = found.systems
+    assert (row.seeds, row.sources) == ([1, 2, 3], [str(place) for place in places])
+    measured = [run.metrics["test"]["hr@10"] for run in runs[:3]]
+    assert row.metrics["test"]["hr@10"] == pytest.approx(np.mean(measured))  # type: ignore[arg-type]
+    assert row.std["test"]["hr@10"] == pytest.approx(np.std(measured))  # type: ignore[arg-type]
+    assert row.metrics["test"]["n"] == USERS
+    assert (single.std, floor.std) == ({}, {})
+    means = np.mean([per_case_metrics(hit_ranks(one.ranked, one.targets), [10])["hr@10"] for one in seeds.values()], axis=0)
+    interval = bootstrap_interval(means)
+    assert row.intervals["test"]["hr@10"] == pytest.approx([interval.low, interval.high])
+    (pair,) = found.pairs
+    assert pair.difference == pytest.approx(means.mean() - runs[3].metrics["test"]["hr@10"])  # type: ignore[operator]
+    parts = found.envelope_parts()
+    assert parts["seeds"] == [1, 2, 3]
+    assert set(parts["std"]) == {"a"}
+
+
+def test_runs_that_seeds_do_not_tell_apart_are_rows_of_their_own(tmp_path: Path) -> None:
+    one, other = save_run(tmp_path / "one", "a", 1), save_run(tmp_path / "other", "a", 1, predictions(5))
+    names = [system.name for system in compare(read_runs([one, other, one]), resamples=50).systems]
+    assert names == [f"a ({one})", f"a ({other})", f"a ({one}) #2", "popularity"]
+    assert [system.name for system in compare(read_runs([one, f"b={other}"]), resamples=50).systems] == ["a", "b", "popularity"]
+
+
+def test_files_of_results_stand_beside_runs_without_pairs(tmp_path: Path) -> None:
+    file = save_result(tmp_path / "results.json", ["tiger", "popularity"])
+    found = compare(read_runs([save_run(tmp_path / "a", "a"), file, save_run(tmp_path / "b", "b", 1)]), resamples=50)
+    assert [system.name for system in found.systems] == ["a", "tiger", "b", "popularity"]
+    assert [(pair.a, pair.b) for pair in found.pairs] == [("a", "b")]
+    assert found.systems[1].std["test"]["hr@10"] == 0.01
+    assert compare(read_runs([file])).pairs == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"data_seed": 1}, "different test targets"),
+        ({"users": USERS - 1}, "199 test cases where"),
+    ],
+)
+def test_different_cases_are_refused(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
+    runs = read_runs([save_run(tmp_path / "a", "a"), save_run(tmp_path / "b", "b", 1, predictions(1, **changed))])
+    with pytest.raises(CEMGError, match=message):
+        compare(runs)
+
+
+def test_different_users_catalogues_or_protocols_are_refused(tmp_path: Path) -> None:
+    first, plain = save_run(tmp_path / "a", "a"), predictions(1)
+
+    def against(name: str, **changed: Any) -> None:
+        compare(read_runs([first, save_run(tmp_path / name, "b", 1, **changed)]), resamples=10)
+
+    renamed = type(plain)(**{**plain.__dict__, "user_ids": [f"x{user}" for user in range(USERS)]})
+    with pytest.raises(CEMGError, match="different test users"):
+        against("users", given=renamed)
+    grown = type(plain)(
+        **{**plain.__dict__, "item_ids": [*plain.item_ids, "new"], "train_item_counts": np.append(plain.train_item_counts, 0)}
+    )
+    with pytest.raises(CEMGError, match="different catalogues of candidates"):
+        against("items", given=grown)
+    more = type(plain)(**{**plain.__dict__, "train_item_counts": plain.train_item_counts + 1})
+    with pytest.raises(CEMGError, match="different training interactions"):
+        against("counts", given=more)
+    with pytest.raises(CEMGError, match="different protocols"):
+        against("protocol", protocol={"split": "time", "validation_from": 1, "test_from": 2, "cold_threshold": 5})
+    double = type(plain)(**{**plain.__dict__, "user_ids": ["u0", *plain.user_ids[:-1]]})
+    with pytest.raises(CEMGError, match="a user has several predictions"):
+        against("double", given=double)
+
+
+def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+    runs = read_runs([save_run(tmp_path / "a", "a")])
+    with pytest.raises(CEMGError, match="'coverage@10' has no value per user"):
+        compare(runs, "coverage@10")
+    with pytest.raises(CEMGError, match=r"'hr@7' is not in .*; it has hr@5, ndcg@5, hr@10"):
+        compare(runs, "hr@7")
+    with pytest.raises(CEMGError, match=r"'validation' is not in .*; it has test, test_cold"):
+        compare(runs, "hr@10", "validation")
+    with pytest.raises(CEMGError, match="none given"):
+        compare([])
+
+
+def test_values_behind_the_pairs_agree_with_ranx(tmp_path: Path) -> None:
+    lists = predictions(3, 0.4)
+    found = compare(read_runs([save_run(tmp_path / "a", "a", 3, lists)]), "ndcg@10", "test")
+    qrels = Qrels({user: {f"i{target}": 1} for user, target in zip(lists.user_ids, lists.targets, strict=True)})
+    ranked = {
+        user: {f"i{item}": float(-place) for place, item in enumerate(row)} for user, row in zip(lists.user_ids, lists.ranked, strict=True)
+    }
+    expected = evaluate(qrels, Run(ranked), ["hit_rate@10", "ndcg@10"])
+    metrics = found.systems[0].metrics["test"]
+    assert (metrics["hr@10"], metrics["ndcg@10"]) == pytest.approx((expected["hit_rate@10"], expected["ndcg@10"]))  # type: ignore[index]
+
+
+@given(st.lists(st.floats(0, 1), max_size=8))
+def test_holm(p_values: list[float]) -> None:
+    corrected = holm(p_values)
+    m = len(p_values)
+    for p, found in zip(p_values, corrected, strict=True):
+        smaller = [q * (m - sum(r < q for r in p_values)) for q in p_values if q <= p]
+        assert found == pytest.approx(min(1, max(smaller)))
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])

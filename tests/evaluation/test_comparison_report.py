@@ -1,0 +1,65 @@
+"""The table, the figure and the files of a comparison."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from comparison_samples import USERS, predictions, save_result, save_run
+from PIL import Image
+
+from cemg_hf.artefacts import result_envelope
+from cemg_hf.errors import CEMGError
+from cemg_hf.evaluation import compare, format_comparison, plot_comparison, read_runs
+from cemg_hf.evaluation.comparison_report import write_comparison
+
+
+def test_tables_have_a_row_per_system_and_intervals(tmp_path: Path) -> None:
+    places = [save_run(tmp_path / "a1", "a", 1), save_run(tmp_path / "a2", "a", 2), save_run(tmp_path / "b", "b", 1, predictions(4, 0.9))]
+    comparison = compare(read_runs([*places, save_result(tmp_path / "results.json", ["tiger"])]), resamples=200)
+    text = format_comparison(comparison)
+    headings = [line for line in text.splitlines() if line.startswith("### ")]
+    assert headings[0] == f"### Test (n = {USERS})"
+    assert headings[1] == f"### Test, history items excluded (n = {USERS})"
+    assert headings[2].startswith("### Cold start")
+    assert headings[-2] == f"### Beyond accuracy, test, history items excluded (n = {USERS})"
+    assert headings[-1] == f"### Paired differences, NDCG@10, test, history items excluded (n = {USERS})"
+    rows = {line.split(" | ")[0]: line for line in text.split("### ")[1].splitlines() if line.startswith("| ")}
+    assert set(rows) == {"| System", "| a", "| b", "| tiger", "| popularity"}
+    assert rows["| a"].count(" ± ") == rows["| a"].count("[") == 4
+    assert rows["| b"].count(" ± ") == 0
+    assert rows["| b"].count("[") == 4
+    assert rows["| tiger"] == "| tiger | 0.2000 ± 0.0100 | 0.1000 ± 0.0100 | 0.3000 | 0.1200 |"
+    (pair,) = comparison.pairs
+    assert f"| a − b | {pair.difference:+.4f} | [{pair.low:+.4f}, {pair.high:+.4f}] |" in text
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_figures(tmp_path: Path, paired: bool) -> None:
+    runs = read_runs([save_run(tmp_path / name, name, seed) for seed, name in enumerate("abc" if paired else "a")])
+    plot_comparison(compare(runs, resamples=50), tmp_path / "compare.png", "Sample")
+    pixels = np.asarray(Image.open(tmp_path / "compare.png").convert("L"))
+    assert pixels.shape[1] > (1500 if paired else 900)
+    assert 0.005 < (pixels < 200).mean() < 0.6
+
+
+def test_what_is_written(tmp_path: Path) -> None:
+    places = [save_run(tmp_path / "a", "a", 1), save_run(tmp_path / "b", "b", 2)]
+    text = write_comparison(places, tmp_path / "out", "hr@10", "test", command="cemg compare a b")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["compare.json", "compare.md", "compare.png"]
+    assert (tmp_path / "out" / "compare.md").read_text() == text
+    stored = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert set(result_envelope({}, command="", seeds=[], seconds=0)) <= set(stored)
+    assert (stored["metric"], stored["slice"], stored["seeds"]) == ("hr@10", "test", [1, 2])
+    assert set(stored["metrics"]) == set(stored["intervals"]) == set(stored["systems"]) == {"a", "b", "popularity"}
+    assert "std" not in stored
+    assert set(stored["pairs"][0]) == {"a", "b", "difference", "low", "high", "p_value", "p_holm", "n"}
+
+
+def test_nothing_is_written_of_what_cannot_be_compared(tmp_path: Path) -> None:
+    places = [save_run(tmp_path / "a", "a", 1), save_run(tmp_path / "b", "b", 1, predictions(1, data_seed=3))]
+    with pytest.raises(CEMGError, match="cannot be compared"):
+        write_comparison(places, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

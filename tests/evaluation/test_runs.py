@@ -1,0 +1,59 @@
+"""Measured systems read back from folders and files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from comparison_samples import save_result, save_run
+
+from cemg_hf.artefacts import write_json
+from cemg_hf.errors import CEMGError
+from cemg_hf.evaluation import read_runs
+
+
+def test_every_way_to_name_a_run(tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run", "sasrec", seed=3)
+    for place in (run, run / "evaluation", run / "evaluation" / "metrics.json"):
+        own, floor = read_runs([place])
+        assert (own.system, own.seeds) == ("sasrec", (3,))
+        assert own.predictions is not None
+        assert own.intervals["test"]["hr@10"]
+        assert (floor.system, floor.predictions) == ("popularity", None)
+    (named, _) = read_runs([f"tuned={run}"])
+    assert named.system == "tuned"
+    assert named.predictions is not None
+
+
+def test_the_envelope_of_a_whole_run_stands_for_its_evaluation(tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run", "cemg")
+    write_json(run / "metrics.json", {"metrics": {"cemg": {"test": {}}}, "seeds": [0]})
+    own, _ = read_runs([run / "metrics.json"])
+    assert own.metrics["test"]["n"]
+    assert own.predictions is not None
+
+
+def test_a_file_of_results_has_a_row_per_system_and_one_floor_is_kept(tmp_path: Path) -> None:
+    file = save_result(tmp_path / "results.json", ["cemg", "cemg-without-text", "popularity"])
+    runs = read_runs([file, save_run(tmp_path / "run", "sasrec")])
+    assert [run.system for run in runs] == ["cemg", "cemg-without-text", "sasrec", "popularity"]
+    assert runs[0].std["test"]["hr@10"] == 0.01
+    assert runs[-1].source == str(file)
+    own = save_run(tmp_path / "popular", "popularity")
+    assert [(run.system, run.source) for run in read_runs([file, own])][-1] == ("popularity", str(own))
+
+
+def test_places_without_results_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CEMGError, match="no such file or folder"):
+        read_runs([tmp_path / "nowhere"])
+    with pytest.raises(CEMGError, match=r"no metrics.json there or in evaluation/"):
+        read_runs([tmp_path])
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(CEMGError, match="not a file of results"):
+        read_runs([tmp_path / "broken.json"])
+    write_json(tmp_path / "speed.json", {"metrics": {"csr": {"seconds": 1.0}}, "seeds": [0]})
+    with pytest.raises(CEMGError, match="no ranking metrics"):
+        read_runs([tmp_path / "speed.json"])
+    file = save_result(tmp_path / "results.json", ["cemg", "tiger"])
+    with pytest.raises(CEMGError, match=r"holds several systems \(cemg, tiger\)"):
+        read_runs([f"mine={file}"])

@@ -1,0 +1,90 @@
+"""Tables and figures of studies say what was measured, what was not, and how far from what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from study_samples import accuracy, study
+
+from cemg_hf.evaluation.study_plots import plot_study
+from cemg_hf.evaluation.study_report import QUESTIONS, format_study
+from cemg_hf.training.study_variants import Variant
+
+CEMG, TIGER = Variant("cemg"), Variant("tiger", "tiger")
+WITHOUT_TEXT = Variant("without text", assignments=("tokenize.modalities=[image]",))
+CODES = "cemg, codes only"
+
+
+def ablations() -> dict[str, Any]:
+    rows = {"cemg": (CEMG, "", accuracy(0.3)), CODES: (CEMG, "codes only", accuracy(0.2))}
+    rows |= {name: (WITHOUT_TEXT, part, accuracy(0.25 if part else 0.275)) for name, part in (("a", ""), ("b", "codes only"))}
+    return study("rq2", rows, missing=(Variant("without image"),))
+
+
+def times() -> dict[str, Any]:
+    seconds = {"prepare": 1.0, "tokenize": 20.0, "train": 3000.0, "evaluate": 10.0}
+    rows = {"cemg": (CEMG, "", {"seconds": seconds, "latency": {"batch_1_ms": 20.0, "batch_64_ms": None}})}
+    return study("rq3", rows, latency={"k": 10, "batches": 20, "threads": 2})
+
+
+def sweep() -> dict[str, Any]:
+    variants = [Variant(f"M = {m}", assignments=() if m == 4 else ("x",), parameter="M", value=m) for m in (2, 4, 8)]
+    rows = {v.label + suffix: (v, part, accuracy(0.1)) for v in variants[:2] for suffix, part in (("", ""), (", c", "codes only"))}
+    return study("rq4", rows, missing=(variants[2],))
+
+
+def systems(question: str) -> dict[str, Any]:
+    return study(question, {"cemg": (CEMG, "", accuracy(0.3)), "tiger": (TIGER, "", accuracy(0.2))}, missing=(Variant("sasrec", "sasrec"),))
+
+
+def cells(text: str, name: str) -> list[str]:
+    (line,) = (line for line in text.splitlines() if line.startswith(f"| {name} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_ablations_are_measured_from_the_same_part_of_full_cemg() -> None:
+    text = format_study(ablations())
+    assert text.startswith(
+        "# RQ2: what each part is worth\n\n## shop\n\nA shop. Budget of CEMG: T5 of width 16, at most 2 epochs; with `fin"
+    )
+    assert cells(text, "Variant")[-1] == "Δ NDCG@10, history excluded"
+    assert cells(text, "cemg") == ["cemg", "1, 2", *["0.3000 ± 0.0050"] * 4, ""]
+    assert cells(text, "without text")[-1] == "−0.0250"
+    assert cells(text, "without text, codes only")[-1] == "+0.0500"
+    assert cells(text, "without image") == ["without image", "not run", *["–"] * 4, ""]
+    assert "- without image, seed 1, 2: out of time" in text
+    assert "`cemg study rq2 shop`" in text
+
+
+def test_times_have_their_units_and_the_papers_beside_them() -> None:
+    text = format_study(times())
+    assert cells(text, "cemg") == ["cemg", "1, 2", "1.0 ± 0.0", "–", "20.0 ± 0.0", "3,000.0 ± 0.0", "10.0 ± 0.0", "20.00 ± 0.01", "–"]
+    assert "2 threads" in text
+    assert "Beauty ≈ 2.6 h tokenisation + 5.5 h generation, ≈ 15.6 ms per user" in text
+
+
+def test_cold_slices_carry_their_number_of_cases() -> None:
+    header = cells(format_study(systems("rq5")), "System")
+    assert header[2] == "HR@10, 0 interactions (n = 200)"
+    assert header[-1] == "NDCG@10, 1–5 interactions, history excluded (n = 200)"
+    assert len(cells(format_study(systems("rq1")), "System")) == 10
+
+
+@pytest.mark.parametrize("envelope", [systems("rq1"), ablations(), times(), sweep(), systems("rq5")], ids=lambda one: one["study"])
+def test_every_question_has_a_figure(envelope: dict[str, Any], tmp_path: Path) -> None:
+    plot_study(envelope, tmp_path / "study.png")
+    with Image.open(tmp_path / "study.png") as image:
+        assert image.width > 1000
+        assert len(image.convert("RGB").resize((200, 100)).getcolors(20_000) or ()) > 20
+
+
+def test_a_question_without_any_result_still_has_a_figure(tmp_path: Path) -> None:
+    for question in QUESTIONS:
+        extra = {"latency": {"k": 10, "batches": 20, "threads": 2}} if question == "rq3" else {}
+        variant = Variant("M = 4", parameter="M", value=4) if question == "rq4" else CEMG
+        envelope = study(question, {}, missing=(variant,), **extra)
+        plot_study(envelope, tmp_path / f"{question}.svg")
+        assert "not run" in format_study(envelope)

@@ -32,13 +32,13 @@ Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")
 Dataset = Annotated[Path, typer.Option(help="Folder written by `cemg prepare`.")]
 
 
-def _recipe(recipe: str, assignments: list[str] | None, seed: int | None = None, **overrides: Any) -> Recipe:
+def _recipe(recipe: str, assignments: list[str] | None, seed: int | None = None, system: str = "cemg", **overrides: Any) -> Recipe:
     from .recipes import load_recipe
 
     changes = {key.replace("__", "."): value for key, value in overrides.items() if value is not None}
     if seed is not None:
         changes["seed"] = seed
-    return load_recipe(recipe, assignments or [], changes)
+    return load_recipe(recipe, assignments or [], changes, system)
 
 
 def _serving(name: str) -> Any:
@@ -61,19 +61,23 @@ def _logging(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also
 @app.command()
 def run(
     recipe: RecipeArgument,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Run folder (default: runs/<recipe name>).")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Run folder (default: runs/<recipe name>, with -<system> for another than CEMG).")
+    ] = None,
+    system: Annotated[str, typer.Option(help="The system to train: cemg, or one to compare with (`cemg recipes` lists them).")] = "cemg",
     interactions: Annotated[str | None, typer.Option(help="Interactions: Parquet, CSV, JSON lines, `datasets` folder or Hub id.")] = None,
     items: Annotated[str | None, typer.Option(help="Your items, in any of the same formats.")] = None,
     images: Annotated[str | None, typer.Option(help="Folder with your images, named <item_id>.jpg, .png, …")] = None,
-    until: Annotated[str, typer.Option(help="Last stage to run: prepare, encode, tokenize, finetune or evaluate.")] = "evaluate",
+    until: Annotated[str, typer.Option(help="Last stage to run: prepare, encode, tokenize, finetune (train) or evaluate.")] = "evaluate",
     seed: Seed = None,
     assignments: Assignments = None,
 ) -> None:
     """Run every stage of a recipe: data set, features, item codes, generator, metrics. Run again to resume."""
     from .training.pipeline import run as run_pipeline
 
-    settings = _recipe(recipe, assignments, seed, prepare__interactions=interactions, prepare__items=items, prepare__images=images)
-    folder = output or Path("runs") / settings.name
+    own = {"prepare__interactions": interactions, "prepare__items": items, "prepare__images": images}
+    settings = _recipe(recipe, assignments, seed, system, **own)
+    folder = output or Path("runs") / (settings.name if system == "cemg" else f"{settings.name}-{system}")
     result = run_pipeline(settings, folder, until=until, command=_command())
     if result:
         _show(result, folder)
@@ -100,6 +104,49 @@ def quickstart(
     result = run_pipeline(settings, output, command=_command())
     _show(result, output)
     _example(output)
+
+
+@app.command()
+def convert(
+    published: Annotated[str, typer.Argument(metavar="FORMAT", help="amazon-2014, amazon-2018, amazon-2023 or yelp.")],
+    reviews: Annotated[str, typer.Option(help="File of reviews, or of ratings only, as published (plain or .gz).")],
+    output: Output,
+    metadata: Annotated[str | None, typer.Option(help="File of the items' metadata (default: identifiers only).")] = None,
+    min_interactions: Annotated[int, typer.Option(help="k of the iterative k-core on users and items; 0: none.")] = 5,
+    from_date: Annotated[str | None, typer.Option(help="Keep reviews from this day on, such as 2019-01-01 (UTC).")] = None,
+    to_date: Annotated[str | None, typer.Option(help="Keep reviews to this day, which is included.")] = None,
+    expect: Annotated[str | None, typer.Option(help="Compare with published counts: beauty, sports, toys or yelp.")] = None,
+    images: Annotated[str | None, typer.Option(help="Folder to download the items' pictures into (default: none).")] = None,
+    missing_images: Annotated[str, typer.Option(help="Items without a picture: mask, drop-items or error.")] = "mask",
+    longest_side: Annotated[int | None, typer.Option(help="Shrink pictures to this many pixels.")] = None,
+    requests_per_second: Annotated[float, typer.Option(help="Downloads per second and host; 0: no limit.")] = 20.0,
+) -> None:
+    """Turn a data set as it is published into the tables that `cemg run` reads, k-core and statistics included."""
+    from .data.convert import ConvertConfig
+    from .data.convert import convert as convert_stage
+    from .data.download import DownloadConfig
+    from .settings import from_mapping
+
+    given = {"format": published, "reviews": reviews, "metadata": metadata, "min_interactions": min_interactions, "expect": expect}
+    given |= {"from_date": from_date, "to_date": to_date, "images": images, "missing_images": missing_images}
+    download = DownloadConfig(longest_side=longest_side, requests_per_second=requests_per_second)
+    typer.echo(convert_stage(from_mapping(ConvertConfig, given, "cemg convert"), output, download))
+
+
+@app.command(name="download-images")
+def download_images(
+    items: Annotated[str, typer.Argument(help="Table of item_id and the URL of the picture, in any format that `cemg run` reads.")],
+    output: Output,
+    url_column: Annotated[str, typer.Option(help="Column of the URLs.")] = "image_url",
+    longest_side: Annotated[int | None, typer.Option(help="Shrink pictures to this many pixels.")] = None,
+    requests_per_second: Annotated[float, typer.Option(help="Downloads per second and host; 0: no limit.")] = 20.0,
+) -> None:
+    """Download the items' pictures into a folder for `cemg run --images`; run again, only what is missing is asked for."""
+    from .data.download import DownloadConfig, download_table
+
+    config = DownloadConfig(longest_side=longest_side, requests_per_second=requests_per_second)
+    counts = download_table(items, output, url_column, config)
+    typer.echo(", ".join(f"{count:,} {status}" for status, count in counts.items()) + f"; in {output}")
 
 
 @app.command()
@@ -242,6 +289,67 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    places: Annotated[list[str], typer.Argument(help="Run folders or files of results; NAME=PLACE gives a run a name of its own.")],
+    output: Output = Path("comparison"),
+    metric: Annotated[str, typer.Option(help="What the systems are tested by: hr@K or ndcg@K.")] = "ndcg@10",
+    slice_name: Annotated[str, typer.Option("--slice", help="The cases they are tested on.")] = "test_excluding_history",
+) -> None:
+    """Compare systems on the same test cases: intervals, paired tests, beyond accuracy; write compare.json, compare.md and compare.png."""
+    from .evaluation.comparison_report import write_comparison
+
+    typer.echo(write_comparison(places, output, metric, slice_name, command=_command()))
+    typer.echo(f"everything is in {output}")
+
+
+@app.command()
+def study(
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="rq1, rq2, rq3, rq4 or rq5.")],
+    recipes: Annotated[list[str], typer.Argument(help="Names of shipped recipes, or paths of YAML files.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of all studies of one budget; they share the runs in it.")] = Path(
+        "runs/studies"
+    ),
+    systems: Annotated[str, typer.Option(help="Systems of rq1, rq3 and rq5, by commas (default: all).")] = "",
+    sweep: Annotated[str, typer.Option(help="What rq4 varies, by commas: M, K, lambda_q, lambda_d (default: all).")] = "",
+    seeds: Annotated[int, typer.Option(help="Number of seeds, from the recipe's own upwards.")] = 1,
+    init_from: Annotated[str | None, typer.Option(help="A pretrained T5 (folder or Hub id) that rq2 compares with.")] = None,
+    time_budget: Annotated[float | None, typer.Option(help="Stop after this many seconds; the same command continues.")] = None,
+    until: Annotated[str | None, typer.Option(help="Only make the data sets (prepare), features (encode) or codes (tokenize).")] = None,
+    prepared: Annotated[bool, typer.Option("--prepared", help="Take those as they are; needs no raw data and no encoders.")] = False,
+    assignments: Assignments = None,
+) -> None:
+    """Answer a question of the paper: overall (rq1), ablations (rq2), time (rq3), sweeps (rq4), cold items (rq5). Run again to resume.
+
+    Writes QUESTION.json, .md and .png; what is not run yet is named in them.
+    """
+    from .training.studies import Study, StudyConfig
+
+    config = StudyConfig(
+        question,
+        recipes,
+        output,
+        systems=[name.strip() for name in systems.split(",") if name.strip()],
+        sweeps=[name.strip() for name in sweep.split(",") if name.strip()],
+        seeds=seeds,
+        assignments=assignments or [],
+        init_from=init_from,
+        time_budget_s=time_budget,
+        prepared=prepared,
+    )
+    asked = Study(config, _command())
+    if until is not None:
+        asked.prepare(until)
+        typer.echo(f"everything up to {until} is in {output}")
+        return
+    asked.run()
+    typer.echo((output / f"{question}.md").read_text(encoding="utf-8"))
+    typer.echo(f"everything is in {output}")
+    if asked.failed:
+        (recipe, variant), reason = next(iter(asked.failed.items()))
+        raise CEMGError(f"{len(asked.failed)} of the variants cannot be run, among them {recipe}, {variant}: {reason}")
+
+
+@app.command()
 def recommend(
     model: Annotated[str, typer.Argument(help="Model folder or Hub id.")],
     history: Annotated[list[str] | None, typer.Argument(help="Item ids of one user, oldest first. None: a new user.")] = None,
@@ -377,12 +485,28 @@ def serve(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder, finished by `cemg run`.")],
+    output: Output,
+    name: Annotated[str | None, typer.Option(help="What the card's example loads, such as org/cemg-beauty (default: the folder).")] = None,
+    dtype: Annotated[str, typer.Option(help="Precision of the weights: bfloat16, float16 or float32.")] = "bfloat16",
+) -> None:
+    """Write the model of a run as it is published: half precision, tokenizer, code, and a card made of the run's own results."""
+    from .hub.export import export_model
+
+    folder = export_model(run, output, name=name, dtype=dtype)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    typer.echo(f"{folder}: {size / 1e6:.1f} MB; AutoModel.from_pretrained({str(folder)!r}) loads it")
+
+
+@app.command()
 def recipes() -> None:
-    """List the recipes that ship with the package."""
-    from .recipes import load_recipe, recipe_names
+    """List the recipes that ship with the package, and the systems that `cemg run --system` trains on any of them."""
+    from .recipes import load_recipe, recipe_names, system_names
 
     for name in recipe_names():
         typer.echo(f"{name:16s} {load_recipe(name).description}")
+    typer.echo(f"\nsystems: {', '.join(system_names())}")
 
 
 def _show(result: dict[str, Any], folder: Path) -> None:

@@ -20,8 +20,8 @@ from cemg_hf.artefacts import MANIFEST_NAME
 from cemg_hf.cli import app
 from cemg_hf.data import PreparedDataset
 from cemg_hf.errors import CEMGError
-from cemg_hf.recipes import recipe_names
-from cemg_hf.training import cold_start, pipeline
+from cemg_hf.recipes import recipe_names, system_names
+from cemg_hf.training import cold_start, pipeline, studies
 from cemg_hf.training.pipeline import STAGES
 
 COMMANDS = {"run", "quickstart", "prepare", "encode", "tokenize", "finetune", "evaluate", "recommend", "recipes"} | {
@@ -29,7 +29,12 @@ COMMANDS = {"run", "quickstart", "prepare", "encode", "tokenize", "finetune", "e
     "describe",
     "add-items",
     "cold-start",
+    "compare",
+    "study",
     "serve",
+    "convert",
+    "download-images",
+    "export",
 }
 
 
@@ -49,7 +54,9 @@ def test_every_command_and_option_is_explained() -> None:
 def test_recipes_are_listed(cemg: Command) -> None:
     listed = cemg("recipes")
     assert listed.status == 0
-    assert [line.split()[0] for line in listed.output.splitlines()] == recipe_names()
+    recipes, systems = listed.output.split("\nsystems: ")
+    assert [line.split()[0] for line in recipes.splitlines()] == recipe_names()
+    assert systems.strip().split(", ") == system_names()
 
 
 def test_misused_commands_end_with_status_2(cemg: Command) -> None:
@@ -75,6 +82,14 @@ def test_run_and_quickstart_hand_the_settings_on(cemg: Command, monkeypatch: pyt
     assert calls[0]["output"] == Path("runs/own-data")
     assert calls[0]["until"] == "encode"
     assert calls[0]["command"].startswith("cemg run own-data --interactions a.csv")
+
+    assert cemg("run", "own-data", "--system", "gru4rec", "--set", "sequential.loop.epochs=3", "--until", "train").status == 0
+    other = calls.pop()
+    assert (other["recipe"].system, other["recipe"].family, other["recipe"].sequential.loop.epochs) == ("gru4rec", "sequential", 3)
+    assert (other["output"], other["until"]) == (Path("runs/own-data-gru4rec"), "train")
+    unknown = cemg("run", "own-data", "--system", "gru4reg")
+    assert unknown.status != 0
+    assert "system: 'gru4reg' is unknown; choose one of cemg, " in unknown.error_lines[0]
 
     cemg("run", "own-data", "--output", "elsewhere")
     assert calls[1]["output"] == Path("elsewhere")
@@ -133,6 +148,21 @@ def test_one_command_and_the_stages_one_by_one_make_the_same(cemg: Command, tmp_
     assert predictions["items"].list.explode().is_in(data.item_ids).all()
 
 
+def test_runs_are_compared(cemg: Command, tmp_path: Path) -> None:
+    recipe = write_shop(tmp_path / "shop")
+    runs = [tmp_path / name for name in ("popularity", "item_knn")]
+    for run in runs:
+        assert cemg("run", recipe, "--system", run.name, "--output", run).status == 0
+    compared = cemg("compare", *runs, "--output", tmp_path / "out", "--metric", "hr@10", "--slice", "test")
+    assert compared.status == 0, compared.errors
+    assert "| item_knn − popularity |" in compared.output
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["compare.json", "compare.md", "compare.png"]
+    assert json.loads((tmp_path / "out" / "compare.json").read_text())["command"].startswith("cemg compare ")
+    refused = cemg("compare", *runs, "--metric", "coverage@10")
+    assert refused.status == 2
+    assert "no value per user" in refused.error_lines[0]
+
+
 def test_a_tokenizer_is_inspected_described_and_takes_new_items(cemg: Command, tmp_path: Path) -> None:
     recipe = write_shop(tmp_path / "shop")
     run = tmp_path / "run"
@@ -173,6 +203,46 @@ def test_cold_start_hands_the_settings_on(cemg: Command, monkeypatch: pytest.Mon
     monkeypatch.setattr(cold_start, "run_cold_start", called)
     assert cemg("cold-start", "sample", "--share", 0.2, "--seed", 5).status == 2
     assert calls == [("sample", Path("runs/sample-cold-start"), 0.2, 5)]
+
+
+def test_another_system_runs_on_the_same_recipe(cemg: Command, tmp_path: Path) -> None:
+    recipe = write_shop(tmp_path / "shop")
+    run = tmp_path / "run"
+    ran = cemg("run", recipe, "--system", "sasrec", "--output", run, "--set", "sequential.loop.epochs=1")
+    assert ran.status == 0, ran.errors
+    assert all(f"| {system} |" in ran.output for system in ("sasrec", "popularity"))
+    envelope = json.loads((run / "metrics.json").read_text())
+    assert envelope["system"] == "sasrec"
+    assert set(envelope["metrics"]) == set(envelope["intervals"]) == {"sasrec", "popularity"}
+    assert "--system sasrec" in envelope["command"]
+    assert (run / "evaluation" / "predictions.parquet").is_file()
+
+
+def test_a_study_hands_the_settings_on_and_shows_its_table(cemg: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[Any] = []
+
+    def answered(self: studies.Study) -> dict[str, Any]:
+        asked.append((self.config, self.command))
+        if self.config.question == "rq4":
+            self.failed["sample", "K = 512"] = "too few items"
+        (tmp_path / f"{self.config.question}.md").write_text("the table")
+        return {}
+
+    monkeypatch.setattr(studies.Study, "run", answered)
+    options = ["--output", tmp_path, "--set", "finetune.loop.epochs=2", "--seeds", 3, "--time-budget", 500]
+    shown = cemg("study", "rq1", "sample", "own-data", "--systems", "cemg, tiger", *options)
+    assert shown.status == 0, shown.errors
+    assert shown.output.startswith("the table\n")
+    config, command = asked[0]
+    assert (config.question, config.recipes, config.output) == ("rq1", ["sample", "own-data"], tmp_path)
+    assert (config.systems, config.seeds, config.time_budget_s) == (["cemg", "tiger"], 3, 500)
+    assert config.assignments == ["finetune.loop.epochs=2"]
+    assert command.startswith("cemg study rq1 sample own-data --systems")
+    swept = cemg("study", "rq4", "sample", "--sweep", "K", *options)
+    assert swept.status == 2
+    assert "the table" in swept.output
+    assert swept.error_lines == ["error: 1 of the variants cannot be run, among them sample, K = 512: too few items"]
+    assert "choose one of rq1, rq2, rq3, rq4, rq5" in cemg("study", "rq9", "sample").error_lines[0]
 
 
 @pytest.mark.slow

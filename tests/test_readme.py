@@ -217,6 +217,14 @@ def test_accuracy_tables_have_systems_and_slices(tables: ModuleType, tmp_path: P
     assert tables.fill(filled, tmp_path) == filled
 
 
+def test_accuracy_of_a_single_seed_stands_with_its_interval(tables: ModuleType, tmp_path: Path) -> None:
+    intervals = {"cemg": {part: {"hr@10": [0.2, 0.3], "ndcg@10": None} for part in slices(0.25)}}
+    envelope = result_envelope({"cemg": slices(0.25)}, command="cemg evaluate", seeds=[1], seconds=3, intervals=intervals)
+    write_json(tmp_path / "one.json", envelope)
+    row = next(line for line in tables.fill(SECTION, tmp_path).splitlines() if line.startswith("| cemg"))
+    assert row == "| cemg |" + " 0.2500 [0.2000, 0.3000] | 0.1250 |" * 3
+
+
 def test_benchmark_tables_show_every_quantity(tables: ModuleType, tmp_path: Path) -> None:
     metrics = {"edge_index": {"seconds_per_step": 0.12345, "edges": 154000}, "csr": {"seconds_per_step": 4.2e-7, "speedup": 6.913}}
     write_json(tmp_path / "one.json", result_envelope(metrics, command="python benchmarks/x.py", seeds=[0], seconds=10))

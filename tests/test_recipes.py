@@ -10,9 +10,12 @@ import yaml
 
 from cemg_hf.data.prepare import prepare
 from cemg_hf.errors import CEMGError
-from cemg_hf.recipes import Recipe, load_recipe, recipe_names
+from cemg_hf.recipes import SYSTEMS, Recipe, load_recipe, overlaid, recipe_names, system_names
+from cemg_hf.settings import read_yaml
+from cemg_hf.training.sequential import NETWORKS
 
 EXPECTED = ["beauty", "movielens-100k", "own-data", "sample", "sports", "yelp"]
+LEAST_SYSTEMS = {"cemg", "popularity", "item_knn", "lightgcn", "gru4rec", "sasrec", "mmgrec", "tiger", "letter"}
 
 
 def test_the_recipes_ship_with_the_package() -> None:
@@ -80,6 +83,70 @@ def test_wrong_settings_name_the_place(assignment: str, message: str) -> None:
     with pytest.raises(CEMGError) as raised:
         load_recipe("sample", [assignment])
     assert str(raised.value) == message
+
+
+# ---- systems that are laid over a recipe -----------------------------------------------------------------------------------------
+
+
+def test_the_systems_ship_with_the_package() -> None:
+    assert set(system_names()) >= LEAST_SYSTEMS
+    assert system_names()[0] == "cemg"
+
+
+@pytest.mark.parametrize("system", system_names())
+@pytest.mark.parametrize("name", EXPECTED)
+def test_every_system_loads_over_every_recipe(name: str, system: str, tmp_path: Path) -> None:
+    recipe, plain = load_recipe(name, system=system), load_recipe(name)
+    assert recipe.system == system
+    # Systems differ in what they are, not in what they are measured on or how.
+    assert (recipe.prepare, recipe.evaluate, recipe.name, recipe.seed) == (plain.prepare, plain.evaluate, plain.name, plain.seed)
+    if recipe.family == "sequential":
+        settings_type = NETWORKS[recipe.sequential.network][0]
+        settings_type(num_items=10, **recipe.sequential.settings)
+        assert set(recipe.sequential.settings) < set(settings_type.__annotations__)
+    if system in ("tiger", "letter"):
+        assert recipe.finetune.dense is None
+        assert recipe.finetune.objective.teacher_weight == 0
+        assert recipe.tokenize.modalities == ["text"]
+    written = tmp_path / "recipe.yaml"
+    written.write_text(yaml.safe_dump(asdict(recipe)))
+    assert load_recipe(written) == recipe
+
+
+def test_a_system_wins_over_the_recipe_and_an_assignment_over_both(tmp_path: Path) -> None:
+    overlay = read_yaml(SYSTEMS / "gru4rec.yaml")["sequential"]
+    mine = {"name": "mine", "prepare": {"name": "mine", "interactions": "a.csv"}, "seed": 3}
+    mine["sequential"] = {"network": "sasrec", "validation_users": 77, "loop": {"epochs": 999, "weight_decay": 0.5}}
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(mine))
+    alone = load_recipe(path).sequential
+    assert (alone.network, alone.loop.epochs) == ("sasrec", 999)
+    laid = load_recipe(path, system="gru4rec").sequential
+    assert (laid.network, laid.loop.epochs, laid.settings) == ("gru4rec", overlay["loop"]["epochs"], overlay["settings"])
+    assert (laid.loop.weight_decay, laid.validation_users) == (0.5, 77)  # what the system does not name is the recipe's
+    changed = load_recipe(path, ["sequential.loop.epochs=5", "sequential.settings.hidden_size=8"], {"seed": 9}, "gru4rec")
+    assert (changed.sequential.loop.epochs, changed.sequential.settings["hidden_size"], changed.seed) == (5, 8, 9)
+    assert changed.sequential.settings | {"hidden_size": 0} == overlay["settings"] | {"hidden_size": 0}
+
+
+def test_overlaid_merges_sections_and_replaces_everything_else() -> None:
+    values = {"a": {"b": 1, "c": {"d": [1, 2], "e": None}}, "f": [1], "g": None}
+    overlay = {"a": {"c": {"d": [3], "e": {"x": 1}}}, "f": {"y": 2}, "g": {"z": 3}, "h": 4}
+    merged = {"a": {"b": 1, "c": {"d": [3], "e": {"x": 1}}}, "f": {"y": 2}, "g": {"z": 3}, "h": 4}
+    assert overlaid(values, overlay) == merged
+    assert overlaid(values, {"a": None}) == values | {"a": None}
+    assert overlaid(values, {}) == values
+    assert values == {"a": {"b": 1, "c": {"d": [1, 2], "e": None}}, "f": [1], "g": None}
+
+
+def test_unknown_systems_are_answered_with_the_known_ones() -> None:
+    with pytest.raises(CEMGError, match=f"system: 'sasrek' is unknown; choose one of {', '.join(system_names())}"):
+        load_recipe("sample", system="sasrek")
+
+
+def test_unknown_families_are_refused() -> None:
+    with pytest.raises(CEMGError, match="family: 'forest' is no kind of model; choose one of cemg, popularity"):
+        load_recipe("sample", ["family=forest"])
 
 
 def test_unknown_recipes_are_answered_with_the_known_ones(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+from sklearn.feature_extraction import FeatureHasher
+from sklearn.preprocessing import normalize
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import cached_file
@@ -25,6 +27,7 @@ from .encoder import RawFeatures, resolve_device
 TEXT_COLUMNS = ("title", "brand", "categories", "description")
 POOLINGS = ("cls", "mean")
 TFIDF = "tfidf"
+HASHED_PLACES = 8
 CODE_VERSION = "1"  # raise when the same weights and settings start to give other vectors
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
 TOKENIZER_PATTERNS = ("config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model")
@@ -44,6 +47,10 @@ class TextConfig:
     )
     max_length: int = field(default=256, metadata={"help": "Tokens of a text that the transformer reads, special tokens included."})
     batch_size: int = field(default=64, metadata={"help": "Texts per forward pass."})
+    attributes: int = field(
+        default=0,
+        metadata={"help": "Dimensions of hashed brands, and as many of hashed categories, beside a transformer's vector; 0: none."},
+    )
     device: str = field(default="auto", metadata={"help": 'Where the transformer runs: "auto", "cpu", "cuda", "cuda:1" …'})
     components: int = field(default=256, metadata={"help": 'Components that truncated SVD keeps of TF-IDF ("tfidf" only).'})
     max_terms: int = field(default=50_000, metadata={"help": 'Most frequent words and word pairs that TF-IDF knows ("tfidf" only).'})
@@ -55,6 +62,8 @@ class TextConfig:
         for name in ("max_length", "batch_size", "components", "max_terms"):
             if getattr(self, name) < 1:
                 raise CEMGError(f"text.{name} = {getattr(self, name)}: must be at least 1")
+        if self.attributes < 0:
+            raise CEMGError(f"text.attributes = {self.attributes}: must be at least 0")
 
 
 def item_texts(items: pl.DataFrame) -> pl.Series:
@@ -70,6 +79,22 @@ def item_texts(items: pl.DataFrame) -> pl.Series:
         return pl.Series("text", [None] * items.height, dtype=pl.String)
     joined = pl.concat_str(parts, separator=". ", ignore_nulls=True)
     return items.select(pl.when(joined != "").then(joined).alias("text"))["text"]
+
+
+def attribute_vectors(items: pl.DataFrame, size: int) -> np.ndarray:
+    """(N, 2 · size) float32: hashed brand and hashed categories of each item, each of length 1 (0 where there is none).
+
+    What a sentence encoder blurs, that two items are of one brand, is exact here. A value becomes a few ±1 in hashed places (the hashing
+    trick, Weinberger et al., 2009), so that nothing has to be learned and values never seen before have vectors too.
+    """
+    hasher = FeatureHasher(size, input_type="string", dtype=np.float32)
+    blocks = []
+    for column in ("brand", "categories"):
+        values = items[column].to_list() if column in items.columns else [None] * items.height
+        lists = [[value] if isinstance(value, str) else list(value or []) for value in values]
+        words = ([f"{value}#{copy}" for value in row if value for copy in range(HASHED_PLACES)] for row in lists)
+        blocks.append(normalize(hasher.transform(words)).toarray())
+    return np.concatenate(blocks, axis=1)
 
 
 class TransformerTextEncoder:
@@ -103,10 +128,15 @@ class TransformerTextEncoder:
 
     @property
     def dimension(self) -> int:
-        return int(self.model_config.hidden_size)
+        return int(self.model_config.hidden_size) + 2 * self.config.attributes
 
     @cached_property
     def fingerprint(self) -> str:
+        attributes = (f"attributes {self.config.attributes}",) if self.config.attributes else ()
+        return fingerprint(self._network_fingerprint, *attributes) if attributes else self._network_fingerprint
+
+    @cached_property
+    def _network_fingerprint(self) -> str:
         weights = _fingerprint_folder(Path(self.source)) if self.revision is None else f"{self.source}@{self.revision}"
         return fingerprint("text", CODE_VERSION, weights, self.config.pooling, str(self.config.max_length))
 
@@ -114,7 +144,7 @@ class TransformerTextEncoder:
         """Nothing to learn: the weights are pretrained."""
 
     def describe(self) -> dict[str, Any]:
-        names = ("encoder", "revision", "pooling", "max_length")
+        names = ("encoder", "revision", "pooling", "max_length", "attributes")
         return {
             "modality": self.modality,
             "kind": "transformers",
@@ -129,14 +159,17 @@ class TransformerTextEncoder:
         """Nothing to write: the weights are where they came from."""
 
     def encode(self, items: pl.DataFrame, base: Path | None = None) -> RawFeatures:
-        """Raw vectors (N, hidden size); items without text are masked."""
+        """Raw vectors (N, hidden size), behind them hashed attributes where they are asked for; items without text are masked."""
         texts = item_texts(items)
         rows = texts.is_not_null().arg_true().to_numpy().astype(np.int64)
         present = texts.drop_nulls()
         keys = np.array([content_key(text) for text in present.to_list()], dtype="S32")
         cost = present.str.len_chars().to_numpy().astype(np.int64)
-        cache = VectorCache(self.cache_folder / self.fingerprint)
-        vectors, _ = cache.fill(keys, cost, self.config.batch_size, self.dimension, lambda batches: self._compute(present, batches))
+        cache = VectorCache(self.cache_folder / self._network_fingerprint)
+        size = int(self.model_config.hidden_size)
+        vectors, _ = cache.fill(keys, cost, self.config.batch_size, size, lambda batches: self._compute(present, batches))
+        if self.config.attributes:
+            vectors = np.concatenate([normalize(vectors), attribute_vectors(items[rows], self.config.attributes)], axis=1)
         return RawFeatures.scattered(items.height, rows, vectors)
 
     def _compute(self, texts: pl.Series, batches: Batches) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -1,4 +1,7 @@
-"""Recipes: one YAML file is one experiment, complete. Those beside this file ship with the package and are known by name."""
+"""Recipes: one YAML file is one experiment, complete. Those beside this file ship with the package and are known by name.
+
+A system to compare with is a file in `systems/`: settings laid over any recipe, so that every system runs on every data set unchanged.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,15 @@ from ..settings import assign, from_mapping, override, read_yaml
 from ..training.encode import EncodeConfig
 from ..training.evaluate import EvaluateConfig
 from ..training.finetune import FinetuneConfig
+from ..training.item_knn import ItemKNNConfig
+from ..training.mmgrec import MMGRecConfig
+from ..training.sequential import SequentialConfig
+from ..training.systems import FAMILIES
 from ..training.tokenizer_config import TokenizerTrainingConfig
 
 FOLDER = Path(__file__).parent
+SYSTEMS = FOLDER / "systems"
+CEMG = "cemg"
 
 
 @dataclass
@@ -25,11 +34,20 @@ class Recipe:
     name: str = field(metadata={"help": "Name of the experiment; run folders default to runs/<name>."})
     prepare: PrepareConfig = field(metadata={"help": "Where the data comes from and how it is filtered."})
     description: str = field(default="", metadata={"help": "One line on what the experiment is."})
+    system: str = field(default=CEMG, metadata={"help": "Name of the system in tables of results."})
+    family: str = field(default=CEMG, metadata={"help": f"Kind of model: {', '.join([CEMG, *FAMILIES])}."})
     seed: int = field(default=42, metadata={"help": "Seed of every random choice."})
     encode: EncodeConfig = field(default_factory=EncodeConfig, metadata={"help": "Encoders of the modalities."})
     tokenize: TokenizerTrainingConfig = field(default_factory=TokenizerTrainingConfig, metadata={"help": "Fusion and RQ-VAE."})
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig, metadata={"help": "The generator and its training."})
+    sequential: SequentialConfig = field(default_factory=SequentialConfig, metadata={"help": "SASRec and GRU4Rec."})
+    item_knn: ItemKNNConfig = field(default_factory=ItemKNNConfig, metadata={"help": "ItemKNN."})
+    mmgrec: MMGRecConfig = field(default_factory=MMGRecConfig, metadata={"help": "MMGRec."})
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig, metadata={"help": "How lists are made and measured."})
+
+    def __post_init__(self) -> None:
+        if self.family not in (CEMG, *FAMILIES):
+            raise CEMGError(f"family: {self.family!r} is no kind of model; choose one of {', '.join([CEMG, *FAMILIES])}")
 
 
 def recipe_names() -> list[str]:
@@ -37,21 +55,43 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def load_recipe(recipe: str | Path, assignments: Sequence[str] = (), overrides: Mapping[str, Any] | None = None) -> Recipe:
+def system_names() -> list[str]:
+    """Names of the systems that ship with the package: CEMG, and what is laid over a recipe for the others."""
+    return [CEMG, *sorted(path.stem for path in SYSTEMS.glob("*.yaml"))]
+
+
+def load_recipe(
+    recipe: str | Path, assignments: Sequence[str] = (), overrides: Mapping[str, Any] | None = None, system: str = CEMG
+) -> Recipe:
     """A recipe by name or from a file.
 
     Args:
         recipe: one of `recipe_names()` or the path of a YAML file.
         assignments: `section.key=value` changes, as given to `--set`.
         overrides: further `section.key` → value changes.
+        system: one of `system_names()`; its settings are laid over the recipe's before anything else changes them.
 
     Raises:
-        CEMGError: no such recipe, an unknown key (names the nearest known one) or a value of the wrong type.
+        CEMGError: no such recipe or system, an unknown key (names the nearest known one) or a value of the wrong type.
     """
     path = FOLDER / f"{recipe}.yaml" if str(recipe) in recipe_names() else Path(recipe)
     if not path.is_file():
         raise CEMGError(f"{recipe}: no such recipe file, and no recipe of that name ships with the package ({', '.join(recipe_names())})")
-    values = override(read_yaml(path), list(assignments))
+    values = read_yaml(path)
+    if system != CEMG:
+        if system not in system_names():
+            raise CEMGError(f"system: {system!r} is unknown; choose one of {', '.join(system_names())}")
+        values = overlaid(values, read_yaml(SYSTEMS / f"{system}.yaml")) | {"system": system}
+    values = override(values, list(assignments))
     for key, value in (overrides or {}).items():
         values = assign(values, key, value, path.name)
     return from_mapping(Recipe, values, path.name)
+
+
+def overlaid(values: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with those of `overlay` in their place, section by section; whatever is no section on both sides is replaced."""
+    merged = dict(values)
+    for key, value in overlay.items():
+        below = merged.get(key)
+        merged[key] = overlaid(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged

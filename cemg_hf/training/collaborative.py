@@ -75,9 +75,10 @@ class CollaborativeConfig:
 
 @dataclass(frozen=True, eq=False)
 class CollaborativeResult:
-    """Item embeddings of the best epoch."""
+    """Embeddings of the best epoch."""
 
     item_embeddings: FloatArray = field(metadata={"help": "Mean over the propagation layers, (N, dimension); zeros where masked."})
+    user_embeddings: FloatArray = field(metadata={"help": "The same of the users, (users, dimension)."})
     mask: npt.NDArray[np.bool_] = field(metadata={"help": "(N,) False: the item has no training interaction, hence no embedding."})
     report: dict[str, Any] = field(metadata={"help": "Graph size, epochs, best epoch, recall@20 and loss curves, seconds; plain JSON."})
 
@@ -182,7 +183,7 @@ class _ValidationCases:
 
 
 def train_collaborative(dataset: PreparedDataset, config: CollaborativeConfig, seed: int) -> CollaborativeResult:
-    """Train LightGCN on the training interactions of `dataset` and return the item embeddings of the best validation recall@20.
+    """Train LightGCN on the training interactions of `dataset` and return the embeddings of the best validation recall@20.
 
     Repeated (user, item) pairs are one edge; items without training interactions are not in the graph. On one machine the same seed gives
     the same embeddings (unless `time_budget_s` ends the training). Without validation cases the last epoch's embeddings are returned.
@@ -215,7 +216,7 @@ def train_collaborative(dataset: PreparedDataset, config: CollaborativeConfig, s
     best, report = _train(model.to(device), adjacency, users[positive], items[positive], sampler, cases, config, seed)
 
     embeddings = np.zeros((dataset.num_items, config.dimension), dtype=np.float32)
-    embeddings[kept] = best.cpu().numpy()
+    embeddings[kept] = best[num_users:].cpu().numpy()
     report = {
         "users": num_users,
         "items": num_items,
@@ -229,7 +230,7 @@ def train_collaborative(dataset: PreparedDataset, config: CollaborativeConfig, s
         "collaborative: %d epochs in %.0f s, best epoch %d, validation recall@%d %s",
         *(report["epochs"], report["seconds"], report["best_epoch"], RECALL_AT, report["best_recall@20"]),
     )
-    return CollaborativeResult(embeddings, mask, report)
+    return CollaborativeResult(embeddings, best[:num_users].cpu().numpy(), mask, report)
 
 
 def _train(
@@ -242,7 +243,7 @@ def _train(
     config: CollaborativeConfig,
     seed: int,
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Item embeddings (items in the graph, dimension) of the best epoch, and the training's part of the report."""
+    """Embeddings (users + items in the graph, dimension) of the best epoch, and the training's part of the report."""
     num_users = len(sampler.available)
     generator = np.random.default_rng(seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
@@ -262,7 +263,7 @@ def _train(
                 recall = cases.recall(embeddings[:num_users], embeddings[num_users:]) if cases.total else None
                 curve.append({"epoch": epoch, "recall@20": recall, "loss": loss})
                 if recall is None or recall > best_recall:
-                    best, best_epoch = embeddings[num_users:].clone(), epoch
+                    best, best_epoch = embeddings, epoch
                     best_recall = best_recall if recall is None else recall
             bar.update()
             bar.set_postfix({"loss": f"{loss:.4f}", "recall@20": "–" if best_recall < 0 else f"{best_recall:.4f}"})

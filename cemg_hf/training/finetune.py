@@ -6,10 +6,13 @@ import json
 import logging
 import os
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
@@ -17,17 +20,28 @@ from torch import nn
 from transformers import AutoConfig, T5ForConditionalGeneration
 
 from ..artefacts import Manifest, fingerprint, fingerprint_path, is_current, write_folder, write_json
-from ..data import PreparedDataset
+from ..data import PreparedDataset, Ragged
+from ..data.augmentation import Augmentation
 from ..data.collators import TrainingWindows, WindowCollator
+from ..data.splits import EvaluationCases
 from ..errors import CEMGError
 from ..evaluation.metrics import ranking_metrics
 from ..evaluation.report import plot_training_curve
 from ..models.cemg import CEMGConfig, CEMGForConditionalGeneration, CEMGTokenizer
+from ..models.sasrec import SASRecForNextItem
+from .dropout import use_byte_dropout
+from .identifiers import load_identifiers
 from .loading import open_tokenizer
 from .loop import LoopConfig, train
-from .ranking import rank_histories
+from .objective import ObjectiveConfig
+from .ranking import hybrid_candidates, rank_histories
+from .sequential import SequentialConfig, train_sequential
+from .validation import WIDTH, Validation
 
 logger = logging.getLogger(__name__)
+
+DENSE_WEIGHTS = tuple(round(0.1 * step, 1) for step in range(11))
+"""Weights of the dense score that are tried on the validation users."""
 
 
 @dataclass
@@ -79,6 +93,27 @@ class FinetuneConfig:
     validation_users: int = field(default=5000, metadata={"help": "Users ranked at every validation, drawn once by the seed; 0 = all."})
     validation_beams: int = field(default=20, metadata={"help": "Beams of the validation search."})
     validation_excludes_history: bool = field(default=True, metadata={"help": "Rank validation targets among items outside the history."})
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig, metadata={"help": "The generation loss."})
+    dense: SequentialConfig | None = field(
+        default=None,
+        metadata={"help": "A dense tower beside the generator, SASRec, trained first: it teaches, and its scores join those of the codes."},
+    )
+    item_dropout: float = field(
+        default=0.0, metadata={"help": "Share of history items left out of each training window, drawn anew every epoch; targets stay."}
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.item_dropout < 1:
+            raise CEMGError(f"item_dropout: must lie in [0, 1), got {self.item_dropout}")
+        if self.validation_beams < 10:
+            raise CEMGError(f"finetune.validation_beams: {self.validation_beams} beams cannot give NDCG@10; set at least 10")
+        if self.dense is not None and self.dense.network != "sasrec":
+            raise CEMGError(f"finetune.dense.network: the tower is a sasrec, got {self.dense.network!r}")
+        if self.objective.teacher_weight and (self.dense is None or not self.generator.item_causal):
+            raise CEMGError(
+                "finetune.objective.teacher_weight: the dense tower is the teacher, of a generator that trains all prefixes at once; "
+                "set finetune.dense and generator.item_causal, or the weight to 0"
+            )
 
 
 def finetune(config: FinetuneConfig, dataset: str | Path, tokenizer: str | Path, output: str | Path, seed: int = 42) -> Path:
@@ -86,6 +121,9 @@ def finetune(config: FinetuneConfig, dataset: str | Path, tokenizer: str | Path,
 
     Under `accelerate launch` every process calls this; the main process writes. A killed run continues from its last checkpoint
     (kept beside `output` until the run ends) when it is called again with the same settings.
+
+    Where the tokenizer folder holds several identifiers per item, every training window goes by one set of them, drawn anew every epoch;
+    rankings write the tokenizer's own codes only.
 
     Args:
         config: settings.
@@ -95,7 +133,8 @@ def finetune(config: FinetuneConfig, dataset: str | Path, tokenizer: str | Path,
         seed: seed of initialisation, sample order and dropout.
 
     Raises:
-        CEMGError: inputs that do not belong together, LoRA without a pretrained T5, or the time budget ended before the training.
+        CEMGError: inputs or settings that do not belong together, LoRA without a pretrained T5, or the time budget ended before the
+            training.
     """
     output = Path(output)
     manifest = Manifest(
@@ -112,8 +151,22 @@ def finetune(config: FinetuneConfig, dataset: str | Path, tokenizer: str | Path,
 
     data = PreparedDataset.load(dataset)
     item_tokenizer = load_tokenizer(tokenizer, data)
+    identifiers = load_identifiers(tokenizer, item_tokenizer)
+    if len(identifiers) > 1 and (config.objective.constrained or config.objective.teacher_weight):
+        name = "constrained" if config.objective.constrained else "teacher_weight"
+        raise CEMGError(
+            f"finetune.objective.{name}: the catalogue holds one code per item, {tokenizer} {len(identifiers)} to train on; "
+            "leave it out, or run `cemg tokenize` with tokenize.identifiers=1"
+        )
     set_seed(seed)
     model = build_generator(config.generator, item_tokenizer)
+    use_byte_dropout(model)
+    config.objective.apply(model, has_repeats(data.train_sequences()))
+    tower = output.with_name(f".{output.name}.dense")
+    if config.dense is not None:
+        # One process has one Accelerator state, and with it one precision.
+        loop = replace(config.dense.loop, mixed_precision=config.loop.mixed_precision)
+        add_tower(model, replace(config.dense, loop=loop), dataset, tokenizer, tower, seed)
     trained: nn.Module = add_adapters(model, config.lora) if config.lora is not None else model
     logger.info(
         "finetune: %s parameters, %s trained",
@@ -123,7 +176,13 @@ def finetune(config: FinetuneConfig, dataset: str | Path, tokenizer: str | Path,
 
     windows = TrainingWindows(data.train_sequences(), model.config.max_history, model.config.item_causal, config.window_stride)
     assert model.tokenizer is not None
-    collate = WindowCollator(windows, model.tokenizer.item_tokens, model.config.bos_token_id, model.config.item_causal)
+    item_tokens = model.tokenizer.item_tokens + (identifiers - model.tokenizer.item_codes)
+    augmentation = None
+    if config.item_dropout or len(identifiers) > 1:
+        augmentation = Augmentation(seed, config.item_dropout, len(identifiers))
+    teaches = config.objective.teacher_weight > 0
+    collate = WindowCollator(windows, item_tokens, model.config.bos_token_id, model.config.item_causal, augmentation, teaches)
+    validation = Validation(partial(_rank_by_codes, model, config), data, config.validation_users, seed)
     work = output.with_name(f".{output.name}.training")
     report = train(
         trained,
@@ -131,10 +190,11 @@ def finetune(config: FinetuneConfig, dataset: str | Path, tokenizer: str | Path,
         dataset=windows,
         collate_fn=collate,
         lengths=windows.size,
-        evaluate=Validation(model, data, config, seed),
+        evaluate=validation,
         folder=work,
         seed=seed,
-        identity=fingerprint(json.dumps(manifest.as_dict()["inputs"], sort_keys=True)),
+        identity=fingerprint(json.dumps(manifest.as_dict()["inputs"] | _learned_otherwise(config), sort_keys=True)),
+        on_epoch=None if augmentation is None else augmentation.set_epoch,
     )
     if report.stopped_by == "time_budget":
         raise CEMGError(
@@ -143,15 +203,35 @@ def finetune(config: FinetuneConfig, dataset: str | Path, tokenizer: str | Path,
     state = PartialState()
     if state.is_main_process:
         final = trained.merge_and_unload() if config.lora is not None else model  # type: ignore[operator]
+        about: dict[str, Any] = {"targets": windows.num_targets, "windows": len(windows)}
+        if config.dense is not None:
+            about["dense"] = json.loads((tower / "training_report.json").read_text())
+            about["dense_weights"] = weights = try_dense_weights(final, validation.cases, config)
+            final.config.dense_weight = max(weights, key=lambda weight: weights[weight]["ndcg@10"])
+            about["seconds"] = report.seconds + about["dense"]["seconds"]
         with write_folder(output, manifest) as scratch:
             final.save_pretrained(scratch)
-            write_json(scratch / "training_report.json", asdict(report) | {"targets": windows.num_targets, "windows": len(windows)})
+            write_json(scratch / "training_report.json", asdict(report) | about)
             plot_training_curve(report.history, scratch / "training_curve.png")
             if (work / "training_log.jsonl").is_file():
                 shutil.copyfile(work / "training_log.jsonl", scratch / "training_log.jsonl")
-        shutil.rmtree(work, ignore_errors=True)
+        for folder in (work, tower):
+            shutil.rmtree(folder, ignore_errors=True)
     state.wait_for_everyone()
     return output
+
+
+def _learned_otherwise(config: FinetuneConfig) -> dict[str, Any]:
+    """Settings outside the loop's that change what is learned, as far as they are not the defaults; a run continues under its own only."""
+    learned: dict[str, Any] = {} if config.objective == ObjectiveConfig() else {"objective": asdict(config.objective)}
+    learned |= {} if config.dense is None else {"dense": asdict(config.dense)}
+    return learned | ({"item_dropout": config.item_dropout} if config.item_dropout else {})
+
+
+def has_repeats(sequences: Ragged) -> bool:
+    """Whether a row holds a value twice."""
+    pairs = np.stack([sequences.rows, sequences.values])
+    return np.unique(pairs, axis=1).shape[1] < pairs.shape[1]
 
 
 def load_tokenizer(folder: str | Path, data: PreparedDataset) -> CEMGTokenizer:
@@ -231,39 +311,51 @@ def add_adapters(model: CEMGForConditionalGeneration, settings: LoraSettings) ->
     )
 
 
-class Validation:
-    """HR and NDCG on the validation targets of a fixed draw of users.
-
-    It ranks with the generator itself, whose weights are those of whatever wraps it (adapters, data parallelism).
+def add_tower(
+    model: CEMGForConditionalGeneration, config: SequentialConfig, dataset: str | Path, tokenizer: str | Path, folder: Path, seed: int
+) -> None:
+    """Train the dense tower in `folder` (or find it trained there) and put it beside the generator, frozen.
 
     Raises:
-        CEMGError: nobody to validate on, or too few beams for NDCG@10.
+        CEMGError: a tower that reads fewer items than the generator, or as `train_sequential`.
     """
-
-    def __init__(self, generator: CEMGForConditionalGeneration, data: PreparedDataset, config: FinetuneConfig, seed: int) -> None:
-        self.generator = generator
-        if config.validation_beams < 10:
-            raise CEMGError(f"finetune.validation_beams: {config.validation_beams} beams cannot give NDCG@10; set at least 10")
-        cases = data.evaluation_cases("validation")
-        if len(cases) == 0:
-            raise CEMGError(f"{data.folder}: nobody has the three interactions that validation needs; give longer histories")
-        chosen = np.arange(len(cases))
-        if 0 < config.validation_users < len(cases):
-            chosen = np.sort(np.random.default_rng(seed).choice(len(cases), config.validation_users, replace=False))
-        self.histories = cases.histories.take(chosen)
-        self.targets = cases.targets[chosen]
-        self.num_beams = config.validation_beams
-        self.exclude_history = config.validation_excludes_history
-
-    def __call__(self, model: nn.Module) -> dict[str, float]:
-        width = min(20, self.num_beams)
-        ranked, _ = rank_histories(
-            self.generator,
-            self.histories,
-            width,
-            num_beams=self.num_beams,
-            exclude_history=self.exclude_history,
-            progress="validation",
+    settings = {"max_history": model.config.max_history} | config.settings  # the histories that reach the model are cut to this
+    if settings["max_history"] < model.config.max_history:
+        raise CEMGError(
+            f"finetune.dense.settings.max_history: {settings['max_history']} is less than the generator's {model.config.max_history}; "
+            "leave it out"
         )
-        metrics = ranking_metrics(ranked, self.targets, ks=sorted({10, width}))
-        return {name: value for name, value in metrics.items() if value is not None}
+    with PartialState().main_process_first():
+        train_sequential(replace(config, settings=settings), dataset, folder, seed, tokenizer)
+    network = SASRecForNextItem.from_pretrained(folder)
+    model.set_dense(network.tower)
+    assert model.dense is not None
+    model.dense.requires_grad_(False)
+
+
+def _rank_by_codes(model: CEMGForConditionalGeneration, config: FinetuneConfig, cases: EvaluationCases) -> npt.NDArray[np.int64]:
+    """Validation lists of the generator itself, whose weights are those of whatever wraps it (adapters, data parallelism)."""
+    ranked, _ = rank_histories(
+        model,
+        cases.histories,
+        min(WIDTH, config.validation_beams),
+        num_beams=config.validation_beams,
+        exclude_history=config.validation_excludes_history,
+        dense_weight=0,
+        progress="validation",
+    )
+    return ranked
+
+
+def try_dense_weights(model: CEMGForConditionalGeneration, cases: EvaluationCases, config: FinetuneConfig) -> dict[float, dict[str, float]]:
+    """Validation metrics of the mixtures of code and dense scores, by weight; every history is read once for all of them."""
+    beams = config.validation_beams
+    lists = {weight: np.full((len(cases), beams), -1, dtype=np.int64) for weight in DENSE_WEIGHTS}
+    for rows, candidates in hybrid_candidates(model, cases.histories, beams, exclude_history=config.validation_excludes_history):
+        for weight, ranked in lists.items():
+            found = candidates.ranking(weight, beams)[0].cpu().numpy()
+            ranked[rows, : found.shape[1]] = found
+    return {
+        weight: {name: value for name, value in ranking_metrics(ranked, cases.targets, ks=(10,)).items() if value is not None}
+        for weight, ranked in lists.items()
+    }

@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from ..artefacts import fingerprint
 from ..errors import CEMGError
 from .checkpoint import CheckpointStore, Progress
+from .deadline import OutOfTime, time_is_up
 from .ema import WeightAverage
 from .loop_config import LoopConfig, TrainingReport
 from .optimizer import build_optimizer
@@ -54,6 +55,7 @@ def train(
     seed: int,
     accelerator: Accelerator | None = None,
     identity: str = "",
+    on_epoch: Callable[[int], None] | None = None,
 ) -> TrainingReport:
     """Train `model` in place and leave it with its best weights, in evaluation mode.
 
@@ -75,22 +77,28 @@ def train(
         seed: seed of sample order and dropout.
         accelerator: an Accelerator of this run alone (default: one made from `config`).
         identity: fingerprint of what else decides the run (data, initial weights), so that its checkpoints are not mixed with another's.
+        on_epoch: told the number of an epoch, from 0, before its batches are loaded, also where a run continues within it: what
+            `collate_fn` draws has to depend on that number and on the samples alone.
 
     Raises:
         CEMGError: settings that do not fit the data, the machine or the checkpoint found in `folder`; a loss that is not finite;
             metrics without `config.metric_for_best`.
+        OutOfTime: the `time_limit` around this call has passed, with a checkpoint written.
         KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM, with a checkpoint written.
     """
     folder = Path(folder)
     accelerator = _accelerator(config, folder) if accelerator is None else accelerator
     _check_accelerator(accelerator, config)
     try:
-        return _Run(model, config, dataset, collate_fn, lengths, evaluate, folder, seed, accelerator, identity).complete()
+        report = _Run(model, config, dataset, collate_fn, lengths, evaluate, folder, seed, accelerator, identity, on_epoch).complete()
     finally:
         for tracker in accelerator.trackers:
             tracker.finish()
         accelerator.trackers = []
         accelerator.free_memory()
+    if report.stopped_by == "time_budget" and time_is_up():
+        raise OutOfTime(f"the time of this call is used up; run the same command again to continue from {folder}")
+    return report
 
 
 class _LossOnly(nn.Module):
@@ -122,8 +130,9 @@ class _Run:
         seed: int,
         accelerator: Accelerator,
         identity: str,
+        on_epoch: Callable[[int], None] | None,
     ) -> None:
-        self.model, self.config, self.evaluate, self.accelerator = model, config, evaluate, accelerator
+        self.model, self.config, self.evaluate, self.accelerator, self.on_epoch = model, config, evaluate, accelerator, on_epoch
         self.started = self.last_checkpoint = time.monotonic()
         self.sampler = GlobalBatchSampler(
             len(dataset),  # type: ignore[arg-type]
@@ -220,6 +229,8 @@ class _Run:
             return None
         self.model.train()
         self.bar.set_description(f"epoch {progress.epoch + 1}/{config.epochs}")
+        if self.on_epoch is not None:
+            self.on_epoch(progress.epoch)
         batches = iter(self.loader)
         logged_at, logged_samples = time.monotonic(), progress.samples
         for position in range(progress.position, last):
@@ -333,7 +344,8 @@ class _Run:
     def _agree(self, wait: bool) -> tuple[int, bool, bool]:
         """What all processes do next: signal to leave on (0 = none), whether time is up, whether a checkpoint is due."""
         now, main = time.monotonic(), self.accelerator.is_main_process
-        out_of_time = main and self.config.time_budget_s is not None and now - self.started >= self.config.time_budget_s
+        used_up = self.config.time_budget_s is not None and now - self.started >= self.config.time_budget_s
+        out_of_time = main and (used_up or time_is_up())
         checkpoint_due = main and now - self.last_checkpoint >= self.config.checkpoint_every_s
         if self.accelerator.num_processes == 1:
             return self.signals.received, out_of_time, checkpoint_due

@@ -55,7 +55,7 @@ class LoopConfig:
     log_every_steps: int = field(default=50, metadata={"help": "Optimizer steps between log lines."})
     tracker: str = field(default="none", metadata={"help": "none, tensorboard, trackio, or another of Accelerate's trackers."})
     dataloader_workers: int = field(
-        default=0, metadata={"help": "Processes that load batches; keep 0 if dataset or collate_fn draw random numbers."}
+        default=0, metadata={"help": "Processes that load batches; keep 0 if dataset or collate_fn draw from random states."}
     )
     compile: bool = field(default=False, metadata={"help": "Compile the model with torch.compile."})
 

@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import yaml
 
 from ..artefacts import MANIFEST_NAME, result_envelope, write_json, write_text
 from ..data.prepare import prepare
 from ..errors import CEMGError
+from ..evaluation.seeds import over_seeds
+from .deadline import OutOfTime, time_is_up
 from .encode import encode
 from .evaluate import METRICS_NAME, evaluate
 from .finetune import finetune
+from .stage_store import StageStore
+from .systems import FAMILIES, evaluate_system, stages_of
 from .tokenize import REPORT_NAME, tokenize
 
 if TYPE_CHECKING:
@@ -27,11 +31,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STAGES = {"prepare": "dataset", "encode": "features", "tokenize": "tokenizer", "finetune": "model", "evaluate": "evaluation"}
-"""Each stage and the folder of the run it writes."""
+"""Each stage of CEMG and the folder of the run it writes."""
+FOLDERS = STAGES | {"train": "model"}
+"""The same with the stage that trains any other system."""
 ABLATED = ("image", "text", "collaborative")
 
 
-def run(recipe: Recipe, output: str | Path, *, until: str = "evaluate", command: str = "") -> dict[str, Any]:
+def run(
+    recipe: Recipe, output: str | Path, *, until: str = "evaluate", command: str = "", store: StageStore | None = None
+) -> dict[str, Any]:
     """Run the stages of a recipe up to and with `until`; what is up to date is skipped, what was killed resumes.
 
     Args:
@@ -39,45 +47,76 @@ def run(recipe: Recipe, output: str | Path, *, until: str = "evaluate", command:
         output: run folder; afterwards it holds `recipe.yaml`, the stages' folders and, at the end, `metrics.json`.
         until: last stage to run.
         command: recorded in `metrics.json`.
+        store: where stages that other runs have in common with this one are taken from and kept.
 
     Returns: the content of `metrics.json`, or an empty dictionary when the last stage was not reached.
     """
-    if until not in STAGES:
-        raise CEMGError(f"until: {until!r} is no stage; choose one of {', '.join(STAGES)}")
+    stages = stages_of(recipe)
+    if until not in stages:
+        raise CEMGError(f"until: {until!r} is no stage; choose one of {', '.join(stages)}")
     run_folder = Path(output)
     run_folder.mkdir(parents=True, exist_ok=True)
     write_text(run_folder / "recipe.yaml", yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True))
-    folder = {stage: run_folder / name for stage, name in STAGES.items()}
-    actions = {
+    folder = {stage: run_folder / name for stage, name in FOLDERS.items()}
+    actions: dict[str, Callable[[], Any]] = {
         "prepare": lambda: prepare(recipe.prepare, folder["prepare"], recipe.seed),
         "encode": lambda: encode(recipe.encode, folder["prepare"], folder["encode"], recipe.seed),
         "tokenize": lambda: tokenize(recipe.tokenize, folder["encode"], folder["tokenize"], recipe.seed, folder["prepare"]),
         "finetune": lambda: finetune(recipe.finetune, folder["prepare"], folder["tokenize"], folder["finetune"], recipe.seed),
-        "evaluate": lambda: evaluate(
-            recipe.evaluate, folder["prepare"], folder["finetune"], folder["evaluate"], command=command, seed=recipe.seed
-        ),
+        "evaluate": lambda: evaluate_generator(recipe, folder, command),
     }
-    for number, (stage, action) in enumerate(actions.items(), start=1):
-        logger.info("stage %d/%d: %s → %s", number, len(actions), stage, folder[stage])
+    if recipe.family != "cemg":
+        family = FAMILIES[recipe.family]
+        if family.train is not None:
+            actions["train"] = partial(family.train, recipe, folder)
+        actions["evaluate"] = lambda: evaluate_system(recipe, folder, command)
+    for number, stage in enumerate(stages, start=1):
+        logger.info("stage %d/%d: %s → %s", number, len(stages), stage, folder[stage])
+        if time_is_up():
+            raise OutOfTime(f"{run_folder}: the time of this call is used up before {stage}; run the same command again to continue")
         started = time.perf_counter()
-        action()
-        logger.info("stage %d/%d: %s took %.1f s", number, len(actions), stage, time.perf_counter() - started)
+        if store is None or not store.take(stage, folder[stage]):
+            actions[stage]()
+            if store is not None:
+                store.keep(stage, folder[stage])
+        logger.info("stage %d/%d: %s took %.1f s", number, len(stages), stage, time.perf_counter() - started)
         if stage == until:
             break
     if until != "evaluate":
         return {}
-    seconds = {stage: stage_seconds(folder[stage]) for stage in STAGES}
+    seconds = {stage: stage_seconds(folder[stage]) for stage in stages}
     measured = json.loads((folder["evaluate"] / METRICS_NAME).read_text())
+    if recipe.family == "cemg" and recipe.finetune.dense is not None:
+        codes = json.loads((codes_alone(folder["evaluate"]) / METRICS_NAME).read_text())
+        for part in ("metrics", "intervals"):
+            measured[part] = codes[part] | measured[part]
+        seconds["evaluate"] += stage_seconds(codes_alone(folder["evaluate"]))
+    about: dict[str, Any] = {name: measured[name] for name in ("system", "protocol", "intervals")}
+    if "tokenize" in stages:
+        about["tokenizer"] = json.loads((folder["tokenize"] / REPORT_NAME).read_text())
     envelope = result_envelope(
         measured["metrics"],
         command=command,
         seeds=[recipe.seed],
         seconds=sum(seconds.values()),
         seconds_by_stage=seconds,
-        tokenizer=json.loads((folder["tokenize"] / REPORT_NAME).read_text()),
+        **about,
     )
     write_json(run_folder / METRICS_NAME, envelope)
     return envelope
+
+
+def evaluate_generator(recipe: Recipe, folder: Mapping[str, Path], command: str) -> None:
+    """Measure a generator as it recommends and, where it has a dense tower, its codes alone as a system of their own beside it."""
+    measured = partial(evaluate, recipe.evaluate, folder["prepare"], folder["finetune"], command=command, seed=recipe.seed)
+    measured(folder["evaluate"], name=recipe.system)
+    if recipe.finetune.dense is not None:
+        measured(codes_alone(folder["evaluate"]), name=f"{recipe.system}, codes only", dense_weight=0)
+
+
+def codes_alone(evaluation: Path) -> Path:
+    """Folder of the second evaluation, beside the first."""
+    return evaluation.with_name(f"{evaluation.name}-codes-only")
 
 
 def stage_seconds(folder: Path) -> float:
@@ -109,22 +148,7 @@ def run_ablations(recipe: Recipe, output: str | Path, seeds: Sequence[int], comm
             measured.setdefault(name, []).append(result["metrics"]["cemg"])
             if name == "cemg":
                 measured.setdefault("popularity", []).append(result["metrics"]["popularity"])
-
-    def over_seeds(reduce: Any) -> dict[str, Any]:
-        return {
-            name: {
-                part: {
-                    metric: None if None in values else float(reduce(values)) if metric != "n" else int(reduce(values))
-                    for metric in runs[0][part]
-                    for values in [[one[part][metric] for one in runs]]
-                }
-                for part in runs[0]
-            }
-            for name, runs in measured.items()
-        }
-
-    envelope = result_envelope(
-        over_seeds(np.mean), std=over_seeds(np.std), command=command, seeds=list(seeds), seconds=time.perf_counter() - started
-    )
+    mean, std = over_seeds(measured)
+    envelope = result_envelope(mean, std=std, command=command, seeds=list(seeds), seconds=time.perf_counter() - started)
     write_json(Path(output) / "ablations.json", envelope)
     return envelope

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data import Ragged
-from ..models.cemg import CEMGForConditionalGeneration, SeparateRankings
+from ..models.cemg import Candidates, CEMGForConditionalGeneration, SeparateRankings
 
 
 def rank_histories(
@@ -24,6 +24,7 @@ def rank_histories(
     num_beams: int | None = None,
     exclude_history: bool = False,
     batch_size: int = 128,
+    dense_weight: float | None = None,
     progress: str | tqdm[Any] | None = None,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """The k most probable next items of every history.
@@ -34,10 +35,11 @@ def rank_histories(
         k: length of the lists.
         num_beams: beams of the search, at least k (default k).
         exclude_history: leave out all items of the row, also those before the model's `max_history`.
+        dense_weight: see `recommend`.
         progress: label of a progress bar, or a bar to advance by these users; none when omitted.
 
     Returns:
-        item indices (rows, k), best first, −1 where fewer items are possible, and their scores, Σ log p (−inf there).
+        item indices (rows, k), best first, −1 where fewer items are possible, and their scores (−inf there).
 
     Raises:
         ValueError: no tokenizer attached, or fewer beams than k.
@@ -48,11 +50,25 @@ def rank_histories(
     ranked = np.full((len(histories), k), -1, dtype=np.int64)
     scores = np.full((len(histories), k), -np.inf, dtype=np.float32)
     for rows, batch in _batches(model, histories, exclude_history, batch_size, progress):
-        best, values = model.rank(*batch[:2], num_beams, batch[2])
+        best, values = model.rank(*batch[:2], num_beams, batch[2], dense_weight=dense_weight)
         width = min(k, best.shape[1])
         ranked[rows, :width] = best[:, :width].cpu().numpy()
         scores[rows, :width] = values[:, :width].cpu().numpy()
     return ranked, scores
+
+
+def hybrid_candidates(
+    model: CEMGForConditionalGeneration,
+    histories: Ragged,
+    num_beams: int,
+    *,
+    exclude_history: bool = False,
+    batch_size: int = 128,
+    progress: str | None = "codes and dense",
+) -> Iterator[tuple[npt.NDArray[np.int64], Candidates]]:
+    """Rows of `histories`, a batch at a time, with the candidates of both halves of the model; arguments as for `rank_histories`."""
+    for rows, (input_ids, attention_mask, excluded) in _batches(model, histories, exclude_history, batch_size, progress):
+        yield rows, model.hybrid_candidates(input_ids, attention_mask, num_beams, excluded_items=excluded)
 
 
 def rank_histories_separately(

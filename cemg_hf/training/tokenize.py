@@ -17,11 +17,12 @@ from ..features.store import FeatureStore
 from ..models.cemg import CEMGTokenizer
 from ..models.cemg.assignment_cemg import assign_unique_codes
 from .fusion_training import next_item_pairs
+from .identifiers import identifier_report, neighbouring_codes, save_identifiers
 from .loading import open_tokenizer
 from .quantise import FeatureBatches, content_vectors, quantise
 from .retraining import align_to_tokenizer, kept_codes
 from .tokenizer_config import TokenizerTrainingConfig
-from .tokenizer_training import train_rqvae
+from .tokenizer_training import train_with_neighbours
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def tokenize(
     if before is not None:
         aligned, turned = align_to_tokenizer(before, store)
         vectors, projections = vectors | aligned, projections | turned
-    rqvae, report = train_rqvae(
+    rqvae, neighbours, report = train_with_neighbours(
         vectors, masks, config, seed, pairs=_pairs(config, dataset, store), start=before.rqvae if before is not None else None
     )
     used = list(rqvae.config.modality_dims)
@@ -80,6 +81,9 @@ def tokenize(
     assert found.latent is not None
     codes, assignment = assign_unique_codes(found.codes, found.latent, rqvae.codebooks)
     report |= asdict(assignment) | {"items": len(store.item_ids), "items_without_any_modality": int(bare.sum())}
+    identifiers = torch.cat([codes.unsqueeze(0), neighbouring_codes(neighbours, items)]) if neighbours else None
+    if identifiers is not None:
+        report["identifiers"] = identifier_report(identifiers)
     if before is not None:
         report["kept_codes"] = kept_codes(before, store.item_ids, codes)
     tokenizer = CEMGTokenizer(
@@ -94,6 +98,8 @@ def tokenize(
     )
     with write_folder(output, manifest, started) as scratch:
         tokenizer.save_pretrained(scratch)
+        if identifiers is not None:
+            save_identifiers(scratch, identifiers)
         write_json(scratch / REPORT_NAME, report)
     return output
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from typing import Literal
 
 from ..errors import CEMGError
 from ..features.store import MODALITIES
@@ -17,8 +19,9 @@ MOST_LEVELS = 26
 class TokenizerTrainingConfig:
     """Settings of the RQ-VAE and of its training; defaults of the paper where it gives them.
 
-    Siblings made of the same code: `modalities: [text]` is TIGER's tokenizer, with `lambda_align` above 0 LETTER's; `epochs: 0`
-    residual k-means on PCA; `next_item.epochs: 0` keeps interactions out of the content of all of them, as their papers do.
+    Siblings made of the same code: `modalities: [text]` is TIGER's tokenizer, with `lambda_align` above 0 and `diversity: clusters`
+    LETTER's (recipes/systems/); `epochs: 0` residual k-means on PCA; `next_item.epochs: 0` keeps interactions out of the content of
+    all of them, as their papers do.
     """
 
     modalities: list[str] = field(
@@ -75,6 +78,20 @@ class TokenizerTrainingConfig:
     sample_items: int = field(
         default=100_000, metadata={"help": "Items that PCA and k-means see, and that are passed over per epoch, in larger catalogues."}
     )
+    diversity: Literal["entropy", "clusters"] = field(
+        default="entropy",
+        metadata={"help": "What lambda_div weighs: the entropy of code use, or LETTER's contrast between clusters of code vectors."},
+    )
+    diversity_clusters: int = field(
+        default=10,
+        metadata={
+            "help": "Clusters of equal size of each level's code vectors (diversity: clusters); fewer where K is below twice as many."
+        },
+    )
+    identifiers: int = field(
+        default=1,
+        metadata={"help": "Code sets per item to train generators on: the checkpoint kept, and those evaluated next to it (MTGRec)."},
+    )
     start_from: str = field(
         default="", metadata={"help": "Tokenizer folder to continue from on newer data, so that items keep their codes where they can."}
     )
@@ -83,7 +100,7 @@ class TokenizerTrainingConfig:
         unknown = [name for name in self.modalities if name not in MODALITIES]
         if unknown or len(set(self.modalities)) < len(self.modalities):
             raise CEMGError(f"modalities = {self.modalities}: name some of {', '.join(MODALITIES)}, each once")
-        for name in ("batch_size", "evaluation_interval", "sample_items"):
+        for name in ("batch_size", "evaluation_interval", "sample_items", "diversity_clusters", "identifiers"):
             if getattr(self, name) < 1:
                 raise CEMGError(f"{name}: {getattr(self, name)} is not a positive integer")
         for name in (
@@ -111,12 +128,20 @@ class TokenizerTrainingConfig:
             raise CEMGError(f"collaborative_weight: {self.collaborative_weight} is negative")
         if not self.learning_rate > 0:
             raise CEMGError(f"learning_rate: {self.learning_rate} is not positive")
+        evaluations = max(1, math.ceil(self.epochs / self.evaluation_interval))
+        if self.identifiers > evaluations:
+            raise CEMGError(
+                f"identifiers: {self.epochs} epochs are evaluated {evaluations} times, too few for {self.identifiers} identifiers; "
+                "raise epochs or lower evaluation_interval"
+            )
 
     def model_config(self, modality_dims: Mapping[str, int]) -> CEMGRQVAEConfig:
         """The RQ-VAE's own configuration for modalities of these input dimensions."""
         shared = {entry.name for entry in fields(CEMGRQVAEConfig)} & {entry.name for entry in fields(self)}
         values = {name: getattr(self, name) for name in sorted(shared)}
         has_content = any(name in modality_dims for name in CONTENT_MODALITIES)
+        if self.diversity != "entropy":
+            values["lambda_div"] = 0.0  # the model's own diversity loss is the entropy
         values["content_vector_dim"] = min(self.content_vector_dim, self.dimension) if has_content else 0
         try:
             return CEMGRQVAEConfig(modality_dims=dict(modality_dims), **values)

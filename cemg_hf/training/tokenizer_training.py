@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -28,6 +29,7 @@ from tqdm.auto import tqdm
 
 from ..errors import CEMGError
 from ..models.cemg.modeling_rqvae import CEMGRQVAE, COLLABORATIVE, CEMGRQVAEOutput
+from .cluster_diversity import ClusterDiversity
 from .codebooks import MovingAverageCodebooks, initialise_autoencoder, initialise_codebooks
 from .content_head import train_content_head
 from .fusion_training import train_fusion
@@ -56,6 +58,24 @@ def train_rqvae(
 ) -> tuple[CEMGRQVAE, dict[str, Any]]:
     """Train fusion, RQ-VAE and content head on all items.
 
+    Arguments, results and errors are those of `train_with_neighbours`, without the neighbours.
+    """
+    model, _, report = train_with_neighbours(vectors, masks, config, seed, device, pairs=pairs, start=start)
+    return model, report
+
+
+def train_with_neighbours(
+    vectors: Mapping[str, np.ndarray],
+    masks: Mapping[str, np.ndarray],
+    config: TokenizerTrainingConfig | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    *,
+    pairs: np.ndarray | None = None,
+    start: CEMGRQVAE | None = None,
+) -> tuple[CEMGRQVAE, list[CEMGRQVAE], dict[str, Any]]:
+    """Train fusion, RQ-VAE and content head on all items.
+
     Args:
         vectors: modality -> (N, d_m) float array (memory-mapped ones are read a batch at a time), centred, with mean squared row norm
             d_m over the rows present. `config.modalities` says which of them the codes are made of.
@@ -68,7 +88,8 @@ def train_rqvae(
         start: model to continue from: its fusion stays as it is, autoencoder and codebooks go on from where they are.
 
     Returns:
-        The model in eval mode on the CPU, and a JSON-able report (see `tokenizer_report`) with `history`, `fusion`, `content_head` and
+        The model in eval mode on the CPU, `config.identifiers` − 1 others of the same training (fewer where it stopped before), and a
+        JSON-able report (see `tokenizer_report`) with `history`, `fusion`, `content_head` and
         `seconds`.
 
     Raises:
@@ -89,15 +110,23 @@ def train_rqvae(
         elif pairs is not None and config.next_item.epochs:
             learned["fusion"] = train_fusion(model.fusion, data, pairs, config.next_item)
         aligned = _Alignment(model, vectors, masks, device) if config.lambda_align else None
-        history = _train(model, data, config, aligned, fresh=start is None)
+        selection = _train(model, data, config, aligned, fresh=start is None)
         if model.content_head is not None and start is None:
             learned["content_head"] = train_content_head(model.content_head, data)
         if model.config.content_vector_dim and start is None:
             learned["content_vectors"] = _fit_content_basis(model, data, config.sample_items)
         model.requires_grad_(True)
     model = model.cpu().eval()
-    report = {**tokenizer_report(model, used, masks), **learned, "history": history, "seconds": round(time.perf_counter() - started, 2)}
-    return model, report
+    neighbours = [_with_weights(model, weights) for weights in selection.neighbours]
+    if len(neighbours) < config.identifiers - 1:
+        logger.warning(
+            "identifiers: training stopped after %d evaluations, so there are %d of %d",
+            len(selection.history),
+            1 + len(neighbours),
+            config.identifiers,
+        )
+    seconds = round(time.perf_counter() - started, 2)
+    return model, neighbours, {**tokenizer_report(model, used, masks), **learned, "history": selection.history, "seconds": seconds}
 
 
 class _Alignment(nn.Module):
@@ -122,10 +151,8 @@ class _Alignment(nn.Module):
         return F.cross_entropy(scores / ALIGNMENT_TEMPERATURE, torch.arange(len(scores), device=scores.device))
 
 
-def _train(
-    model: CEMGRQVAE, data: FeatureBatches, config: TokenizerTrainingConfig, aligned: _Alignment | None, fresh: bool
-) -> list[dict[str, Any]]:
-    """Leave the selected checkpoint in `model`; return the evaluations."""
+def _train(model: CEMGRQVAE, data: FeatureBatches, config: TokenizerTrainingConfig, aligned: _Alignment | None, fresh: bool) -> _Selection:
+    """Leave the selected checkpoint in `model`; return how it was selected."""
     per_epoch = min(len(data), config.sample_items)
     batch_size = max(1, min(config.batch_size, math.ceil(per_epoch / 8)))
     warmup_epochs = config.warmup_epochs if fresh and config.epochs else 0
@@ -139,7 +166,8 @@ def _train(
     if fresh:
         initialise_autoencoder(model, _of_sample(model, data, sample, latent=False))
     codebooks: MovingAverageCodebooks | None = None
-    selection = _Selection(config.patience)
+    selection = _Selection(config.patience, config.identifiers - 1)
+    clusters = ClusterDiversity(config.diversity_clusters) if config.diversity == "clusters" and config.lambda_div else None
     progress = tqdm(range(warmup_epochs + config.epochs), desc="RQ-VAE", unit="epoch")
 
     def begin_quantisation(epoch: int) -> MovingAverageCodebooks:
@@ -155,6 +183,8 @@ def _train(
             codebooks = begin_quantisation(epoch)
         model.train()
         alignment = torch.zeros((), device=data.device)
+        if clusters is not None and codebooks is not None:
+            clusters.fit(model.codebooks)
         for rows in torch.randperm(len(data))[:per_epoch].to(data.device).split(batch_size):
             features, masks = data.batch(rows)
             output: CEMGRQVAEOutput | None = None
@@ -167,6 +197,8 @@ def _train(
                     extra = config.lambda_align * aligned(rows, output.quantised)
                     loss = loss + extra
                     alignment += extra.detach() * len(rows) / per_epoch
+                if clusters is not None:
+                    loss = loss + config.lambda_div * clusters.loss(output.codes, output.residuals, model.codebooks)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
@@ -187,7 +219,7 @@ def _train(
     if codebooks is None:
         begin_quantisation(warmup_epochs)
     selection.restore(model)
-    return selection.history
+    return selection
 
 
 @torch.no_grad()
@@ -238,10 +270,17 @@ def _continue_from(model: CEMGRQVAE, start: CEMGRQVAE) -> None:
 
 
 class _Selection:
-    """The checkpoint rule of the module's docstring, and early stopping."""
+    """The checkpoint rule of the module's docstring, and early stopping.
 
-    def __init__(self, patience: int) -> None:
+    `neighbours` are the weights of the `num_neighbours` checkpoints evaluated just before the one kept, the latest last, and where
+    there are fewer, of those just after it.
+    """
+
+    def __init__(self, patience: int, num_neighbours: int = 0) -> None:
         self.patience = patience
+        self.num_neighbours = num_neighbours
+        self.neighbours: list[dict[str, Tensor]] = []
+        self.recent: deque[dict[str, Tensor]] = deque(maxlen=num_neighbours)
         self.history: list[dict[str, Any]] = []
         self.lowest = math.inf
         self.waited = 0
@@ -258,11 +297,26 @@ class _Selection:
         quality = (float(np.mean([level["perplexity"] for level in metrics["levels"]])), -metrics["collision_rate"])
         if self.kept is None or self.kept[0] > limit or (error <= limit and quality > self.kept[1]):
             self.kept, self.waited = (error, quality), 0
-            self.state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+            self.state, self.neighbours = _weights(model), list(self.recent)
+        elif len(self.neighbours) < self.num_neighbours:
+            self.neighbours.append(_weights(model))
+        if self.num_neighbours:
+            self.recent.append(_weights(model))
         return bool(self.patience) and self.waited >= self.patience
 
     def restore(self, model: CEMGRQVAE) -> None:
         model.load_state_dict(self.state)
+
+
+def _weights(model: CEMGRQVAE) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+
+
+def _with_weights(model: CEMGRQVAE, weights: dict[str, Tensor]) -> CEMGRQVAE:
+    """A copy of `model` with other weights."""
+    other = CEMGRQVAE(model.config).eval()
+    other.load_state_dict(weights)
+    return other
 
 
 def _learning_rate_factor(step: int, steps: int) -> float:

@@ -152,3 +152,32 @@ def test_encoder_decoder_gives_its_encoders_states_but_has_no_cls(bert_folder: P
     tokenizer.save_pretrained(folder)
     with pytest.raises(CEMGError, match="no \\[CLS\\] token"):
         encoder(folder, tmp_path, pooling="cls").encode(item_table(["red shoe", "lamp"]))
+
+
+def test_attributes_stand_beside_the_models_vectors(bert_folder: Path, tmp_path: Path) -> None:
+    items = pl.DataFrame(
+        {
+            "title": ["red shoe", "blue lamp", "red shoe", None, "soft"],
+            "brand": ["Acme", "Acme", "Other", None, None],
+            "categories": [["Home", "Light"], ["Light", "Home"], ["Home"], [], None],
+        }
+    )
+    plain, known = (encoder(bert_folder, tmp_path, attributes=size) for size in (0, 64))
+    assert known.dimension == plain.dimension + 128
+    assert known.fingerprint != plain.fingerprint
+    raw, bare = known.encode(items), plain.encode(items)
+    assert raw.mask.tolist() == bare.mask.tolist() == [True, True, True, False, True]
+    text, brand, categories = np.split(raw.vectors, [plain.dimension, plain.dimension + 64], axis=1)
+    lengths = np.linalg.norm(bare.vectors, axis=1, keepdims=True)
+    np.testing.assert_allclose(text * lengths, bare.vectors, atol=1e-5)
+    np.testing.assert_allclose(brand[0], brand[1])
+    np.testing.assert_allclose(categories[0], categories[1], atol=1e-6)
+    assert brand[0] @ brand[2] < 0.9
+    np.testing.assert_allclose(np.linalg.norm(brand, axis=1), [1, 1, 1, 0, 0], atol=1e-5)
+    # A single new item gets the vector it has in any table.
+    np.testing.assert_allclose(known.encode(items[1:2]).vectors[0], raw.vectors[1], atol=1e-5)
+
+
+def test_attributes_are_checked() -> None:
+    with pytest.raises(CEMGError, match="attributes = -1"):
+        TextConfig(attributes=-1).check()

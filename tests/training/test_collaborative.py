@@ -224,6 +224,20 @@ def test_best_epoch_is_returned_and_patience_ends_the_training(blocks: PreparedD
     assert json.loads(json.dumps(report)) == report
 
 
+def test_users_are_those_of_the_same_epoch_as_the_items(blocks: PreparedDataset) -> None:
+    """Ranked by their dot products, they give the recall that the report says."""
+    result = train_collaborative(blocks, SMALL, seed=0)
+    assert result.user_embeddings.shape == (blocks.num_users, SMALL.dimension)
+    assert result.user_embeddings.dtype == np.float32
+    cases = blocks.evaluation_cases("validation")
+    scores = result.user_embeddings[cases.users] @ result.item_embeddings.T
+    scores[:, ~result.mask] = -np.inf
+    training = blocks.train_sequences()
+    scores[training.rows, training.values] = -np.inf
+    best = np.argsort(-scores, axis=1)[:, :20]
+    assert result.report["best_recall@20"] == pytest.approx((best == cases.targets[:, None]).any(axis=1).mean())
+
+
 def test_a_small_graph_is_not_trained_in_a_handful_of_steps(blocks: PreparedDataset) -> None:
     """Batches are cut to an eighth of the training pairs, and no further than `batch_size`."""
     pairs = len(blocks.train_pairs()[0])

@@ -2,9 +2,12 @@
 
 from .assignment_cemg import AssignmentReport, assign_unique_codes, collision_rate
 from .configuration_cemg import CEMGConfig
+from .dense_cemg import DenseSettings, DenseTower
 from .generation_cemg import Diversity, ItemFilter, PrefixConstrainedLogitsProcessor, constrained_beam_search
+from .hybrid_cemg import Candidates
 from .modeling_cemg import CEMGForConditionalGeneration
 from .modeling_rqvae import CEMGRQVAE, CEMGRQVAEConfig
+from .objective_cemg import Objective
 from .recommendation_cemg import Recommendation, SeparateRankings
 from .tokenization_cemg import AddedItems, CEMGTokenizer
 from .trie_cemg import ItemTrie
@@ -21,9 +24,13 @@ __all__ = [
     "CEMGForConditionalGeneration",
     "CEMGRQVAEConfig",
     "CEMGTokenizer",
+    "Candidates",
+    "DenseSettings",
+    "DenseTower",
     "Diversity",
     "ItemFilter",
     "ItemTrie",
+    "Objective",
     "PrefixConstrainedLogitsProcessor",
     "Recommendation",
     "SeparateRankings",

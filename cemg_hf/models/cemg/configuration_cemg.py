@@ -23,6 +23,11 @@ class CEMGConfig(T5Config):
         max_history (`int`, defaults to 20): a history is cut to its last `max_history` items.
         tie_lm_head (`bool`, defaults to `True`): the head shares the embedding's rows. `False` only for a T5 backbone whose head
             is a matrix of its own (`T5Config` itself always sets `tie_word_embeddings`).
+        constrained_softmax (`bool`, defaults to `False`): log p of a code is normalised over the codes that continue its prefix towards
+            an item of the catalogue, in training and in every ranking (MSCGRec, arXiv 2602.03713). `False` is all K codes of the level.
+        dense (`dict`, *optional*): a dense tower beside the generator: `num_items` and the fields of `DenseSettings`.
+        dense_weight (`float`, defaults to 0): w of `recommend` and `rank`, unless they are given another: an item's score is
+            (1 − w) · Σ log p of its codes + w · log p of the dense tower. 0 is the codes alone.
         catalogue_fingerprint (`str`, *optional*): fingerprint of the catalogue the model was trained on; a tokenizer with
             another catalogue is refused.
 
@@ -43,6 +48,9 @@ class CEMGConfig(T5Config):
     item_causal: bool = True
     max_history: int = 20
     tie_lm_head: bool = True
+    constrained_softmax: bool = False
+    dense: dict[str, Any] | None = None
+    dense_weight: float = 0.0
     catalogue_fingerprint: str | None = None
     bos_token_id: int | None = None
     decoder_start_token_id: int | None = 0
@@ -52,6 +60,8 @@ class CEMGConfig(T5Config):
             raise ValueError(f"num_levels must be ≥ 1 and codebook_size ≥ 2, got {self.num_levels} and {self.codebook_size}")
         if self.max_history < 1:
             raise ValueError(f"max_history must be ≥ 1, got {self.max_history}")
+        if not 0 <= self.dense_weight <= 1:
+            raise ValueError(f"dense_weight must lie in 0 … 1, got {self.dense_weight}")
         self.bos_token_id = self.base_vocab_size
         vocab_size = self.first_code_id + self.num_levels * self.codebook_size
         if self.vocab_size == 0:

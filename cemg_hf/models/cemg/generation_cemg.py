@@ -1,8 +1,9 @@
 """Decoding into the catalogue: the logits processor for `generate`, and the constrained beam search with its filters.
 
 Rankings are by Σ log p over the M codes of an item (eq. 6), each log p normalised over the K codes of its level *before* the
-trie masks, in fp32, without an end token. With that, `generate` + `PrefixConstrainedLogitsProcessor`, `constrained_beam_search`
-and scoring every item of the catalogue give the same lists.
+trie masks, in fp32, without an end token. A model trained with the constrained softmax (MSCGRec) is normalised over the permissible
+children instead: the codes that continue the prefix in the whole catalogue, whatever part of it is searched. With that, `generate` +
+`PrefixConstrainedLogitsProcessor`, `constrained_beam_search` and scoring every item of the catalogue give the same lists.
 """
 
 from __future__ import annotations
@@ -32,14 +33,16 @@ class PrefixConstrainedLogitsProcessor(LogitsProcessor):
     Args:
         trie: the catalogue's trie.
         first_code_id: token id of code 0 of level 0 (`CEMGConfig.first_code_id`).
+        constrained_softmax: renormalise over the codes that stay possible instead (`CEMGConfig.constrained_softmax`).
 
     Example:
         >>> model.generate(**inputs, num_beams=20, num_return_sequences=20, logits_processor=[model.prefix_constraint()])
     """
 
-    def __init__(self, trie: ItemTrie, first_code_id: int) -> None:
+    def __init__(self, trie: ItemTrie, first_code_id: int, constrained_softmax: bool = False) -> None:
         self.trie = trie
         self.first_code_id = first_code_id
+        self.constrained_softmax = constrained_softmax
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Args: input_ids (B·W, 1 + m) decoder tokens with the start token; scores (B·W, V). Returns (B·W, V), fp32.
@@ -56,8 +59,11 @@ class PrefixConstrainedLogitsProcessor(LogitsProcessor):
         nodes = self.trie.walk(input_ids[:, 1:] - offsets)
         first = self.first_code_id + level * size
         constrained = torch.full_like(scores, -torch.inf, dtype=torch.float32)
-        log_probs = scores[:, first : first + size].float().log_softmax(dim=-1)
-        constrained[:, first : first + size] = log_probs.masked_fill(~self.trie.allowed(level, nodes), -torch.inf)
+        impossible = ~self.trie.allowed(level, nodes)
+        level_scores = scores[:, first : first + size].float()
+        if self.constrained_softmax:
+            level_scores = level_scores.masked_fill(impossible, -torch.inf)
+        constrained[:, first : first + size] = level_scores.log_softmax(dim=-1).masked_fill(impossible, -torch.inf)
         return constrained
 
 
@@ -174,6 +180,7 @@ def constrained_beam_search(
     num_beams: int,
     items: ItemFilter | None = None,
     diversity: Diversity | None = None,
+    normalised_in: ItemTrie | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Beam search over the M levels of the trie; with `num_beams` ≥ N it scores the whole catalogue.
 
@@ -186,18 +193,23 @@ def constrained_beam_search(
         num_beams: W, beams kept after every level.
         items: which items may come out; others leave the trie, so beams are never spent on prefixes that lead to none.
         diversity: spread of the list over first codes; the list has at most `diversity.size` items then.
+        normalised_in: the whole catalogue, of which `trie` is all or a part: log p of a code is normalised over the codes that continue
+            the beam in it (a model trained with the constrained softmax). None: over the K codes of the level.
 
     Returns:
         items (B, W) int64, best first, −1 where fewer than W items are possible, and scores (B, W) fp32, Σ log p (−inf there).
     """
     nodes = torch.zeros(batch_size, 1, dtype=torch.int64, device=trie.device)
     scores = torch.zeros(batch_size, 1, dtype=torch.float32, device=trie.device)
-    parents = codes = first_codes = nodes
+    parents = codes = first_codes = places = nodes
     for level in range(trie.num_levels):
         children = trie.children(level, nodes)
+        permissible = None
+        if normalised_in is not None:  # `places` are the beams' nodes in that trie
+            permissible = children if normalised_in is trie else normalised_in.children(level, places)
         if items is not None:
             children = children._replace(valid=items.apply(level, nodes, children.valid))
-        totals = _child_scores(next_level(level, parents, codes), children, scores)
+        totals = _child_scores(next_level(level, parents, codes), children, scores, permissible)
         if diversity is None or level == 0:
             scores, chosen = totals.topk(min(num_beams, totals.shape[1]), dim=1)
         else:
@@ -208,15 +220,25 @@ def constrained_beam_search(
         parents, codes = chosen // slots, children.codes.flatten(1).gather(1, chosen)
         nodes = torch.where(scores > -torch.inf, children.first.gather(1, parents) + chosen % slots, -1)
         first_codes = codes if level == 0 else first_codes.gather(1, parents)
+        if normalised_in is not None and normalised_in is not trie:
+            places = normalised_in.descend(level, places.gather(1, parents), codes)
     if diversity is not None:
         nodes, scores = _spread_list(nodes, scores, first_codes, diversity)
     return torch.where(nodes >= 0, trie.leaf_items[nodes.clamp(min=0)].long(), -1), scores
 
 
-def _child_scores(logits: Tensor, children: Children, scores: Tensor) -> Tensor:
-    """(B, W·D) fp32 scores of all children: those of the beams (B, W) and log p, over the K logits (B, W, K), of the child's code."""
-    log_probs = logits.float().log_softmax(dim=-1)
-    return torch.where(children.valid, log_probs.gather(-1, children.codes) + scores.unsqueeze(-1), -torch.inf).flatten(1)
+def _child_scores(logits: Tensor, children: Children, scores: Tensor, permissible: Children | None = None) -> Tensor:
+    """(B, W·D) fp32 scores of all children: those of the beams (B, W) and log p of the child's code.
+
+    log p is over the K logits (B, W, K), or over those of the `permissible` children alone, among which `children` are.
+    """
+    logits = logits.float()
+    if permissible is None:
+        log_probs = logits.log_softmax(dim=-1).gather(-1, children.codes)
+    else:
+        possible = logits.gather(-1, permissible.codes).masked_fill(~permissible.valid, -torch.inf)
+        log_probs = logits.gather(-1, children.codes) - possible.logsumexp(dim=-1, keepdim=True)
+    return torch.where(children.valid, log_probs + scores.unsqueeze(-1), -torch.inf).flatten(1)
 
 
 def _spread_list(nodes: Tensor, scores: Tensor, first_codes: Tensor, diversity: Diversity) -> tuple[Tensor, Tensor]:

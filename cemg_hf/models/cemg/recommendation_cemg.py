@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +14,9 @@ from transformers import GenerationConfig
 from transformers.generation.utils import GenerateBeamEncoderDecoderOutput
 
 from .decoding_cemg import BeamDecoder
+from .dense_cemg import DenseTower
 from .generation_cemg import Diversity, ItemFilter, PrefixConstrainedLogitsProcessor, constrained_beam_search, merge_rankings
+from .hybrid_cemg import Candidates, history_items, possible_items
 from .tokenization_cemg import CEMGTokenizer
 from .trie_cemg import ItemTrie
 
@@ -36,7 +38,7 @@ ItemLists = Sequence[str] | Sequence[Sequence[str] | None]
 
 
 class Recommendation(NamedTuple):
-    """One recommended item and its score, Σ log p over the M codes (eq. 6)."""
+    """One recommended item and its score: Σ log p over the M codes (eq. 6), or its mixture with the dense tower's log p."""
 
     item_id: str
     score: float
@@ -62,12 +64,15 @@ class RecommendationMixin(Base):
         tokenizer: CEMGTokenizer | None
         encoder: Any
         decoder: Any
+        dense: DenseTower | None
+        dense_item_codes: Tensor
 
-        def _cross_attention_mask(self, attention_mask: Tensor, num_targets: int | None) -> Tensor: ...
+        def _cross_attention_mask(self, attention_mask: Tensor, seen_items: Tensor | None) -> Tensor: ...
         def _level_logits(self, hidden: Tensor, first_level: int) -> Tensor: ...
 
     _moved_trie: tuple[ItemTrie, ItemTrie] | None = None
     _split_tries: tuple[ItemTrie, ItemTrie | None, ItemTrie | None] | None = None
+    _dense_rows: tuple[ItemTrie, Tensor] | None = None
 
     # ---- the catalogue --------------------------------------------------------------------------------------------------------
 
@@ -86,7 +91,7 @@ class RecommendationMixin(Base):
 
     def prefix_constraint(self) -> PrefixConstrainedLogitsProcessor:
         """The logits processor that keeps transformers' own `generate` loop inside the catalogue."""
-        return PrefixConstrainedLogitsProcessor(self.trie, self.config.first_code_id)
+        return PrefixConstrainedLogitsProcessor(self.trie, self.config.first_code_id, self.config.constrained_softmax)
 
     # ---- tensors in, tensors out ----------------------------------------------------------------------------------------------
 
@@ -102,6 +107,7 @@ class RecommendationMixin(Base):
         restricted: Tensor | None = None,
         diversity: Diversity | None = None,
         trie: ItemTrie | None = None,
+        dense_weight: float | None = None,
         new_item_boost: float | None = None,
         new_item_dense: float = 0.0,
         new_item_likelihood: float = 1.0,
@@ -116,7 +122,7 @@ class RecommendationMixin(Base):
             restricted: (B,) bool, rows of `allowed_items` that count (default: all).
             diversity: spread of the lists over first codes.
             trie: search in this one, such as `model.trie.subset(items)`, instead of the whole catalogue.
-            new_item_boost, new_item_dense, new_item_likelihood: see `recommend`.
+            dense_weight, new_item_boost, new_item_dense, new_item_likelihood: see `recommend`.
 
         Returns: item indices (B, ≤ num_beams) int64, best first, −1 where no further item is possible, and scores, fp32.
         """
@@ -125,6 +131,16 @@ class RecommendationMixin(Base):
         if diversity is not None:
             diversity.check(num_beams)
         filters: dict[str, Any] = {"excluded_items": excluded_items, "allowed_items": allowed_items, "restricted": restricted}
+        dense_weight = self.config.dense_weight if dense_weight is None else dense_weight
+        if not 0 <= dense_weight <= 1:
+            raise ValueError(f"dense_weight must lie in 0 … 1, got {dense_weight}")
+        if dense_weight:
+            if diversity is not None or new_item_boost is not None:
+                raise ValueError(
+                    "max_per_first_code, min_first_codes and new_item_boost are of the codes alone; pass dense_weight=0 with them "
+                    "(the dense tower finds new items by their content without a boost)"
+                )
+            return self.hybrid_candidates(input_ids, attention_mask, num_beams, trie=trie, **filters).ranking(dense_weight, num_beams)
         if new_item_boost is None:
             if new_item_dense or new_item_likelihood != 1:
                 raise ValueError("new_item_dense and new_item_likelihood need new_item_boost; give it a number, 0 for no bonus")
@@ -141,6 +157,89 @@ class RecommendationMixin(Base):
                 found, input_ids, num_beams, dense=new_item_dense, likelihood=new_item_likelihood, trie=trie, **filters
             )
         return merge_rankings(*found, new_item_boost, num_beams)
+
+    @torch.inference_mode()
+    def hybrid_candidates(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        num_beams: int,
+        *,
+        trie: ItemTrie | None = None,
+        excluded_items: Tensor | None = None,
+        allowed_items: Tensor | None = None,
+        restricted: Tensor | None = None,
+    ) -> Candidates:
+        """The `num_beams` best items of the beam search and those of the dense tower, every one scored by both.
+
+        Arguments as for `rank`.
+
+        Raises:
+            ValueError: a model without a dense tower.
+        """
+        if self.dense is None:
+            raise ValueError("this model has no dense tower, so dense_weight must be 0; train one with finetune.dense")
+        trie = self.trie if trie is None else trie
+        filters = {"excluded_items": excluded_items, "allowed_items": allowed_items, "restricted": restricted}
+        with self._evaluating():
+            encoded = self._encode_history(input_ids, attention_mask)
+            written, codes = self._search(trie, *encoded, num_beams, None, **filters)
+            log_probs = self.dense_log_probs(history_items(input_ids.to(self.device), self.trie, self.config.first_code_id))
+            possible = possible_items(log_probs.shape[1], trie, len(log_probs), **filters)
+            best, found = log_probs.masked_fill(~possible, -torch.inf).topk(min(num_beams, log_probs.shape[1]), dim=1)
+            twice = (found.unsqueeze(2) == written.unsqueeze(1)).any(dim=2)
+            found = found.masked_fill((best == -torch.inf) | twice, -1)
+            codes = torch.cat([codes, self._score(*encoded, found)], dim=1)
+        items = torch.cat([written, found], dim=1)
+        dense = log_probs.gather(1, items.clamp(min=0)).masked_fill(items < 0, -torch.inf)
+        return Candidates(items, codes, dense)
+
+    def dense_log_probs(self, items: Tensor) -> Tensor:
+        """(B, N) fp32 log p of the dense tower over all items of the catalogue, after histories (B, L) of item indices, −1 = padding."""
+        assert self.dense is not None
+        vectors, longest = self.dense_vectors(), self.dense.settings.max_history
+        if items.shape[1] > longest:  # a row's last items, whose end padding may follow
+            first = ((items >= 0).sum(dim=1, keepdim=True) - longest).clamp(min=0)
+            items = items.gather(1, first + torch.arange(longest, device=items.device))
+        states = self.dense.last_states(items, vectors)
+        return (states @ vectors.T).float().log_softmax(dim=1)
+
+    def dense_vectors(self) -> Tensor:
+        """(N, d) the dense tower's vectors of the catalogue as it is now; new items are known by their content alone."""
+        assert self.dense is not None
+        assert self.tokenizer is not None
+        trie, tokenizer = self.trie, self.tokenizer
+        kept = self._dense_rows
+        if kept is None or kept[0] is not trie:
+            trained = ItemTrie(self.dense_item_codes, self.config.codebook_size)  # codes, because indices change when items go
+            leaves = trained.walk(tokenizer.item_codes.to(self.device))
+            known = (leaves >= 0) & ~tokenizer.new_items.to(self.device)
+            kept = self._dense_rows = (trie, torch.where(known, trained.leaf_items[leaves.clamp(min=0)].long(), -1))
+        content = None if tokenizer.item_vectors is None else tokenizer.item_vectors.to(self.device)
+        return self.dense.item_vectors(kept[1], content)
+
+    @torch.inference_mode()
+    def score_items(self, input_ids: Tensor, attention_mask: Tensor, items: Tensor) -> Tensor:
+        """(B, C) fp32 Σ log p of the codes of items (B, C), −inf for −1: what the beam search gives them if it finds them."""
+        with self._evaluating():
+            return self._score(*self._encode_history(input_ids, attention_mask), items.to(self.device))
+
+    def _score(self, attention_mask: Tensor, states: Tensor, items: Tensor) -> Tensor:
+        """`score_items` from encoded histories: the candidates are the beams, and none of them ever leaves."""
+        assert self.tokenizer is not None
+        trie, config = self.trie, self.config
+        codes = self.tokenizer.item_codes.to(self.device)[items.clamp(min=0)]
+        next_level = self._level_scorer(attention_mask, states)
+        beams = torch.arange(items.shape[1], device=self.device).expand(len(items), -1)
+        total = torch.zeros(items.shape, device=self.device)
+        nodes = torch.zeros_like(items)
+        for level in range(config.num_levels):
+            logits = next_level(level, beams, codes[..., level - 1]).float()
+            if config.constrained_softmax:
+                logits = logits.masked_fill(~trie.allowed(level, nodes), -torch.inf)
+                nodes = trie.descend(level, nodes, codes[..., level])
+            total = total + logits.log_softmax(dim=-1).gather(-1, codes[..., level : level + 1]).squeeze(-1)
+        return total.masked_fill(items < 0, -torch.inf)
 
     @torch.inference_mode()
     def rank_separately(
@@ -207,15 +306,8 @@ class RecommendationMixin(Base):
         log_probs.scatter_(1, place[torch.where(scores > -torch.inf, items, -1)], scores)
         totals = likelihood * log_probs[:, :-1] + dense * cosines
 
-        def listed(entries: Tensor) -> Tensor:
-            columns = torch.zeros(len(totals), len(new) + 1, dtype=torch.bool, device=self.device)
-            return columns.scatter_(1, place[entries.to(self.device)], True)[:, :-1]
-
-        if excluded_items is not None:
-            totals = totals.masked_fill(listed(excluded_items), -torch.inf)
-        if allowed_items is not None:
-            hidden = ~listed(allowed_items)
-            totals = totals.masked_fill(hidden if restricted is None else hidden & restricted.to(self.device)[:, None], -torch.inf)
+        possible = possible_items(len(vectors), part, len(totals), excluded_items, allowed_items, restricted)[:, new]
+        totals = totals.masked_fill(~possible, -torch.inf)
         best, chosen = totals.topk(min(size, len(new)), dim=1)
         return found._replace(new_items=torch.where(best > -torch.inf, new[chosen], -1), new_scores=best)
 
@@ -249,8 +341,19 @@ class RecommendationMixin(Base):
         restricted: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Constrained beam search in `trie` from encoded histories."""
+        next_level = self._level_scorer(attention_mask, states)
+        items = None
+        if excluded_items is not None or allowed_items is not None:
+            items = ItemFilter(
+                trie, *(None if rows is None else rows.to(trie.device) for rows in (excluded_items, allowed_items, restricted))
+            )
+        whole = self.trie if self.config.constrained_softmax else None
+        return constrained_beam_search(next_level, trie, len(states), num_beams, items, diversity, normalised_in=whole)
+
+    def _level_scorer(self, attention_mask: Tensor, states: Tensor) -> Callable[[int, Tensor, Tensor], Tensor]:
+        """(level, parents (B, W), codes (B, W) of the level before) → logits (B, W, K) of a level; to be called level by level."""
         config = self.config
-        decoder = BeamDecoder(self.decoder, states, self._cross_attention_mask(attention_mask, num_targets=None), config.num_levels)
+        decoder = BeamDecoder(self.decoder, states, self._cross_attention_mask(attention_mask, seen_items=None), config.num_levels)
 
         def next_level(level: int, parents: Tensor, codes: Tensor) -> Tensor:
             first = config.first_code_id + (level - 1) * config.codebook_size
@@ -260,12 +363,7 @@ class RecommendationMixin(Base):
                 hidden = hidden * config.d_model**-0.5
             return self._level_logits(hidden.unsqueeze(-2), first_level=level).squeeze(-2)
 
-        items = None
-        if excluded_items is not None or allowed_items is not None:
-            items = ItemFilter(
-                trie, *(None if rows is None else rows.to(trie.device) for rows in (excluded_items, allowed_items, restricted))
-            )
-        return constrained_beam_search(next_level, trie, len(states), num_beams, items, diversity)
+        return next_level
 
     def _tries_by_age(self, whole: ItemTrie) -> tuple[ItemTrie | None, ItemTrie | None]:
         """Tries of the trained and of the new items of `whole`, None for one without items. Those of the whole catalogue are kept."""
@@ -282,15 +380,8 @@ class RecommendationMixin(Base):
 
     def _history_vectors(self, input_ids: Tensor, vectors: Tensor) -> Tensor:
         """(B, V) sum of the unit content vectors of the items in token sequences (B, S), wherever the padding stands."""
-        levels, size = self.config.num_levels, self.config.codebook_size
-        if input_ids.shape[1] < levels:
-            return torch.zeros(len(input_ids), vectors.shape[1], device=self.device)
-        windows = (input_ids - self.config.first_code_id).unfold(1, levels, 1)  # an item begins where a code of the first level stands
-        begins = (windows[..., 0] >= 0) & (windows[..., 0] < size)
-        leaves = self.trie.walk(windows - size * torch.arange(levels, device=self.device))
-        present = begins & (leaves >= 0)
-        items = self.trie.leaf_items[leaves.clamp(min=0)].long()
-        return (functional.normalize(vectors[items].float(), dim=-1) * present.unsqueeze(-1)).sum(1)
+        items = history_items(input_ids, self.trie, self.config.first_code_id)
+        return (functional.normalize(vectors[items.clamp(min=0)].float(), dim=-1) * (items >= 0).unsqueeze(-1)).sum(1)
 
     # ---- generate -------------------------------------------------------------------------------------------------------------
 
@@ -321,7 +412,7 @@ class RecommendationMixin(Base):
         attention_mask = kwargs.get("attention_mask")
         if attention_mask is None:
             attention_mask = (input_ids != self.config.pad_token_id).long()
-        items, scores = self.rank(input_ids, attention_mask, num_beams)
+        items, scores = self.rank(input_ids, attention_mask, num_beams, dense_weight=0)
         missing = count - items.shape[1]
         items = functional.pad(items[:, :count], (0, max(missing, 0)), value=-1).flatten()
         scores = functional.pad(scores[:, :count], (0, max(missing, 0)), value=-torch.inf).flatten()
@@ -375,6 +466,7 @@ class RecommendationMixin(Base):
         num_beams: int | None = None,
         batch_size: int = 64,
         on_unknown: str = "error",
+        dense_weight: float | None = None,
         new_item_boost: float | None = None,
         new_item_dense: float = 0.0,
         new_item_likelihood: float = 1.0,
@@ -394,6 +486,8 @@ class RecommendationMixin(Base):
             num_beams: beams of the search, at least k (default: max(k, 20)).
             batch_size: users per forward pass.
             on_unknown: item ids that are not in the catalogue raise ("error") or are left out of histories and lists ("skip").
+            dense_weight: w; an item's score is (1 − w) · Σ log p of its codes + w · log p of the dense tower (default: the model's own,
+                `config.dense_weight`). 0: the codes alone.
             new_item_boost: items added after training get beams of their own, and this bonus on their Σ log p; a decoder hardly
                 ever writes codes it was not trained on otherwise. 0: own beams without a bonus. None: all items share the beams.
             new_item_dense: weight of the cosine between a new item's content vector and the mean of the history's, added to its score.
@@ -451,6 +545,7 @@ class RecommendationMixin(Base):
                 **_filters(known[part] if exclude_history else None, *(None if rows is None else rows[part] for rows in lists.values())),
                 diversity=diversity,
                 trie=trie,
+                dense_weight=dense_weight,
                 new_item_boost=new_item_boost,
                 new_item_dense=new_item_dense,
                 new_item_likelihood=new_item_likelihood,

@@ -158,18 +158,21 @@ class ItemTrie:
         """Node reached from the root along `codes` (..., m), m ≤ M; −1 where no item begins so."""
         nodes = torch.zeros(codes.shape[:-1], dtype=torch.int64, device=codes.device)
         for level in range(codes.shape[-1]):
-            code = codes[..., level]
-            first, edges = self.first_child[level], self.codes[level]
-            known = nodes.clamp(min=0)
-            end = first[known + 1].long()
-            low, high = first[known].long(), end
-            for _ in range(self.max_children[level].bit_length()):  # children stand in the order of their codes
-                middle = (low + high) // 2
-                right = (low < high) & (edges[middle.clamp(max=len(edges) - 1)] < code)
-                low, high = torch.where(right, middle + 1, low), torch.where(right, high, torch.minimum(middle, high))
-            found = (nodes >= 0) & (low < end) & (edges[low.clamp(max=len(edges) - 1)] == code)
-            nodes = torch.where(found, low, -1)
+            nodes = self.descend(level, nodes, codes[..., level])
         return nodes
+
+    def descend(self, depth: int, nodes: Tensor, codes: Tensor) -> Tensor:
+        """Node of depth + 1 reached from `nodes` (...) of one depth along the edges `codes` (...); −1 where there is no such edge."""
+        first, edges = self.first_child[depth], self.codes[depth]
+        known = nodes.clamp(min=0)
+        end = first[known + 1].long()
+        low, high = first[known].long(), end
+        for _ in range(self.max_children[depth].bit_length()):  # children stand in the order of their codes
+            middle = (low + high) // 2
+            right = (low < high) & (edges[middle.clamp(max=len(edges) - 1)] < codes)
+            low, high = torch.where(right, middle + 1, low), torch.where(right, high, torch.minimum(middle, high))
+        found = (nodes >= 0) & (low < end) & (edges[low.clamp(max=len(edges) - 1)] == codes)
+        return torch.where(found, low, -1)
 
     def allowed(self, depth: int, nodes: Tensor) -> Tensor:
         """(..., K) bool: codes that continue `nodes` (...,) towards an item."""

@@ -74,8 +74,8 @@ def generator(tokenizer: CEMGTokenizer, seed: int = 0, **settings) -> CEMGForCon
 
 
 @torch.no_grad()
-def plain_scores(model: CEMGForConditionalGeneration, history: list[str]) -> Tensor:
-    """(N,) Σ log p of every item, by T5's own forward on the teacher-forced codes and a softmax over each level's slice."""
+def plain_logits(model: CEMGForConditionalGeneration, history: list[str]) -> Tensor:
+    """(N, M, K) fp32 logits of every level after the codes of every item, by T5's own forward on the teacher-forced codes."""
     tokenizer, config = model.tokenizer, model.config
     count = len(tokenizer.item_ids)
     inputs = tokenizer([history], return_tensors="pt")
@@ -85,12 +85,14 @@ def plain_scores(model: CEMGForConditionalGeneration, history: list[str]) -> Ten
         attention_mask=inputs["attention_mask"].expand(count, -1),
         decoder_input_ids=torch.cat([start, tokenizer.item_tokens[:, :-1]], dim=1),
     ).logits.float()
-    total = torch.zeros(count)
-    for level in range(config.num_levels):
-        first = config.first_code_id + level * config.codebook_size
-        log_probs = logits[:, level, first : first + config.codebook_size].log_softmax(dim=-1)
-        total += log_probs[torch.arange(count), tokenizer.item_codes[:, level]]
-    return total
+    levels = logits[..., config.first_code_id :].unflatten(-1, (config.num_levels, config.codebook_size))
+    return levels.diagonal(dim1=1, dim2=2).movedim(-1, 1)
+
+
+def plain_scores(model: CEMGForConditionalGeneration, history: list[str]) -> Tensor:
+    """(N,) Σ log p of every item, by T5's own forward on the teacher-forced codes and a softmax over each level's slice."""
+    log_probs = plain_logits(model, history).log_softmax(dim=-1)
+    return log_probs.gather(-1, model.tokenizer.item_codes.unsqueeze(-1)).sum((1, 2))
 
 
 TOKENIZER = item_tokenizer()

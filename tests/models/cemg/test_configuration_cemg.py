@@ -23,6 +23,12 @@ def test_impossible_geometry_is_refused(settings):
         CEMGConfig(**settings)
 
 
+@pytest.mark.parametrize("weight", [-0.1, 1.1, float("nan")])
+def test_a_dense_weight_outside_0_to_1_is_refused(weight):
+    with pytest.raises(ValueError, match="dense_weight must lie in 0 … 1"):
+        CEMGConfig(dense_weight=weight)
+
+
 @pytest.mark.parametrize("scaled", [True, False])
 def test_saved_and_loaded_config_is_the_same(tmp_path, scaled):
     config = CEMGConfig(
@@ -34,6 +40,9 @@ def test_saved_and_loaded_config_is_the_same(tmp_path, scaled):
         catalogue_fingerprint="ab",
         feed_forward_proj="gated-gelu",
         scale_decoder_outputs=scaled,
+        constrained_softmax=scaled,
+        dense={"num_items": 9, "layer": "ligr", "dropout": 0.5} if scaled else None,
+        dense_weight=0.25 if scaled else 0.0,
     )
     config.save_pretrained(tmp_path)
     for loaded in (CEMGConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):

@@ -22,7 +22,7 @@ def test_steps_are_t5_on_the_whole_prefix_of_every_beam(feed_forward, item_causa
     written = torch.empty(3, 1, 0, dtype=torch.int64)
     with torch.inference_mode():
         states = model.encoder(**inputs).last_hidden_state
-        cross = model._cross_attention_mask(inputs["attention_mask"], num_targets=None)
+        cross = model._cross_attention_mask(inputs["attention_mask"], seen_items=None)
         decoder = BeamDecoder(model.decoder, states, cross, NUM_LEVELS)
         for step, width in enumerate(WIDTHS):
             tokens = torch.randint(model.config.vocab_size, (3, width), generator=draw)

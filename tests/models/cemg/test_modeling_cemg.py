@@ -1,4 +1,4 @@
-"""The generator: one set of scores whoever computes them, all prefixes in one pass, saving, and starting from a T5."""
+"""The generator: one set of scores whoever computes them, all prefixes in one pass, saving, starting from a T5, and being taught."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from dense_samples import hybrid, tower, tower_settings
 from generator_samples import (
     CAUSAL,
     CODEBOOK_SIZE,
@@ -26,6 +27,7 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer, T5Config, T5ForConditionalGeneration
 
 from cemg_hf import CEMGConfig, CEMGForConditionalGeneration, CEMGTokenizer, Recommendation
+from cemg_hf.models.cemg import Objective
 from cemg_hf.models.cemg.modeling_cemg import items_before
 
 # ---- masks ----------------------------------------------------------------------------------------------------------------------
@@ -81,6 +83,19 @@ def test_logits_of_every_prefix_equal_a_pass_on_the_prefix_alone(side):
         for t in range(len(history) + 1):
             alone = model(**TOKENIZER([history[:t]], return_tensors="pt"), labels=item_labels(wanted[t : t + 1])).logits
             assert (logits[row, t * NUM_LEVELS : (t + 1) * NUM_LEVELS] - alone[0]).abs().max() < 1e-5
+
+
+def test_targets_see_as_many_items_as_they_are_told():
+    """A history that lacks item1 of the targets' sequence item1, item2, item3: target item2 still sees nothing after the start."""
+    model = generator(TOKENIZER)
+    targets, sizes = ["item1", "item2", "item3", "item4"], [0, 0, 1, 2]
+    inputs = TOKENIZER([["item2", "item3"]], return_tensors="pt")
+    logits = model(**inputs, labels=item_labels(targets), seen_items=torch.tensor([sizes])).logits
+    for t, (target, size) in enumerate(zip(targets, sizes, strict=True)):
+        alone = model(**TOKENIZER([["item2", "item3"][:size]], return_tensors="pt"), labels=item_labels([target])).logits
+        assert (logits[0, t * NUM_LEVELS : (t + 1) * NUM_LEVELS] - alone[0]).abs().max() < 1e-5
+    with pytest.raises(ValueError, match="need an item-causal model"):
+        generator(TOKENIZER, item_causal=False)(**inputs, labels=item_labels(["item1"]), seen_items=torch.tensor([[1]]))
 
 
 def test_loss_and_gradient_of_all_prefixes_are_those_of_separate_samples():
@@ -348,3 +363,94 @@ def test_untied_head_survives_the_backbones_own_saving(tmp_path):
 def test_from_t5_refuses_a_tokenizer_with_another_base():
     with pytest.raises(ValueError, match="base_vocab_size=40"):
         CEMGForConditionalGeneration.from_t5(small_t5("1.0"), TOKENIZER)
+
+
+# ---- the dense tower as the teacher -----------------------------------------------------------------------------------------------
+
+
+class Oracle(torch.nn.Module):
+    """A tower that puts all mass on the targets: item i is its own axis, and the state after t items is the axis of target t."""
+
+    def __init__(self, targets: torch.Tensor) -> None:
+        super().__init__()
+        self.settings, self.targets = tower_settings(), targets
+
+    def item_vectors(self, rows: torch.Tensor, content: torch.Tensor | None) -> torch.Tensor:
+        return torch.eye(len(rows))
+
+    def forward(self, items: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+        return 1e4 * vectors[self.targets]
+
+
+def taught_batch() -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+    """Inputs of two windows of three targets, the second of which lacks its last one; items and labels."""
+    items = torch.tensor([[3, 1, 4], [5, 9, -1]])
+    inputs = TOKENIZER([["item3", "item1"], ["item5"]], padding=True, padding_side="right", return_tensors="pt")
+    labels = TOKENIZER.item_tokens[items.clamp(min=0)].masked_fill((items < 0).unsqueeze(-1), -100).flatten(1)
+    return inputs, items, labels
+
+
+@pytest.mark.parametrize("weight", [0.3, 1.0])
+def test_a_tower_that_is_sure_of_the_target_teaches_plain_cross_entropy(weight):
+    model = generator(TOKENIZER)
+    inputs, items, labels = taught_batch()
+    plain = model(**inputs, labels=labels).loss
+    model.set_dense(tower())
+    model.dense = Oracle(items.clamp(min=0))
+    model.objective = Objective(teacher_weight=weight)
+    torch.testing.assert_close(model(**inputs, labels=labels, items=items).loss, plain)
+    model.objective = Objective(teacher_weight=weight, teacher_temperature=1e5)  # sure of nothing
+    assert not torch.allclose(model(**inputs, labels=labels, items=items).loss, plain, atol=1e-3)
+
+
+def test_the_teacher_is_the_tower_on_the_same_prefixes_without_dropout():
+    model = hybrid(dense={"dropout": 0.5}).train()
+    inputs, items, labels = taught_batch()
+    model.objective = Objective(teacher_weight=0.5, teacher_temperature=2.0)
+    first, again = (model(**inputs, labels=labels, items=items).loss for _ in range(2))
+    assert torch.equal(first, again)
+    assert not model.dense.training
+    vectors = model.dense.item_vectors()
+    states = model.dense(torch.tensor([[3, 1], [5, -1]]), vectors)
+    teacher = torch.zeros(2, 3, NUM_LEVELS, CODEBOOK_SIZE)
+    for row, place in ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1)):
+        share = (states[row, place] @ vectors.T / 2).softmax(0)
+        codes = TOKENIZER.item_codes[items[row, place]]
+        for level in range(NUM_LEVELS):
+            under = (TOKENIZER.item_codes[:, :level] == codes[:level]).all(dim=1)
+            for code in range(CODEBOOK_SIZE):
+                teacher[row, place, level, code] = share[under & (TOKENIZER.item_codes[:, level] == code)].sum() / share[under].sum()
+    torch.testing.assert_close(model(**inputs, labels=labels, teacher=teacher.detach()).loss, first, atol=1e-5, rtol=0)
+
+
+def test_the_teacher_learns_nothing_and_is_not_asked_without_a_weight(monkeypatch):
+    model = hybrid().train()
+    inputs, items, labels = taught_batch()
+    model.objective = Objective(teacher_weight=0.5)
+    model(**inputs, labels=labels, items=items).loss.backward()
+    assert all(parameter.grad is None for parameter in model.dense.parameters())
+    assert model.lm_head.weight.grad.abs().max() > 0
+    model.objective = Objective()
+    monkeypatch.setattr(model, "_dense_teacher", None)
+    plain = generator(TOKENIZER)(**inputs, labels=labels).loss
+    torch.testing.assert_close(model(**inputs, labels=labels, items=items).loss, plain)
+
+
+def test_items_without_a_tower_or_without_labels_are_refused():
+    model = generator(TOKENIZER)
+    inputs, items, labels = taught_batch()
+    with pytest.raises(ValueError, match="give labels too"):
+        model(**inputs, items=items)
+    model.objective = Objective(teacher_weight=0.5)
+    with pytest.raises(ValueError, match="without a dense tower has no teacher in itself"):
+        model(**inputs, labels=labels, items=items)
+
+
+def test_the_teacher_knows_the_catalogue_of_a_constrained_softmax():
+    model = hybrid(constrained_softmax=True)
+    inputs, items, labels = taught_batch()
+    model.objective = Objective(teacher_weight=0.5)
+    loss = model(**inputs, labels=labels, items=items).loss
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters() if parameter.grad is not None)

@@ -164,6 +164,23 @@ def test_log_probabilities_of_a_bfloat16_model_are_taken_in_single_precision():
     assert float(scores.exp().sum()) == pytest.approx(1.0, abs=1e-6)
 
 
+@CAUSAL
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_given_items_are_scored_as_the_exhaustive_search_scores_them(item_causal, side):
+    model = generator(TOKENIZER, item_causal=item_causal, dropout_rate=0.5).train()
+    inputs = TOKENIZER(HISTORIES, padding=True, padding_side=side, return_tensors="pt")
+    items = torch.stack([torch.randperm(60, generator=torch.Generator().manual_seed(row))[:7] for row in range(len(HISTORIES))])
+    items[1, 2:], items[2, 0], items[3, 1] = -1, -1, items[3, 0]  # some rows ask for fewer, and one asks twice
+    scores = model.score_items(**inputs, items=items)
+    assert model.training
+    assert scores.dtype == torch.float32
+    assert torch.equal(scores == -torch.inf, items < 0)
+    for row, history in enumerate(HISTORIES):
+        kept = items[row] >= 0
+        torch.testing.assert_close(scores[row, kept], plain_scores(model.eval(), history)[items[row, kept]], atol=1e-4, rtol=0)
+    assert model.score_items(**inputs, items=items[:, :0]).shape == (len(HISTORIES), 0)
+
+
 # ---- filters ----------------------------------------------------------------------------------------------------------------------
 
 

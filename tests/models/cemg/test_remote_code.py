@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from dense_samples import tower
 from generator_samples import generator, item_tokenizer, rqvae_parts
 
 from cemg_hf.models import cemg
@@ -37,6 +38,7 @@ print(json.dumps({
     "classes": [type(thing).__name__ for thing in (config, tokenizer, *models)],
     "modules": [type(thing).__module__.split(".")[0] for thing in (config, tokenizer, *models)],
     "recommended": [model.recommend(histories, k=10) for model in models],
+    "towers": [type(model.dense).__module__.split(".")[0] for model in models],
     "generated": [tokenizer.decode_items(sequence)[0] for sequence in generated],
     "codebooks": float(models[1].tokenizer.rqvae.codebooks.double().sum()),
 }))
@@ -60,6 +62,7 @@ def test_files_import_torch_transformers_safetensors_and_siblings_only(source):
 def test_a_saved_folder_works_where_the_package_cannot_be_imported(tmp_path):
     tokenizer = item_tokenizer(**rqvae_parts())
     model = generator(tokenizer)
+    model.set_dense(tower(len(tokenizer.item_ids), layer="ligr"), dense_weight=0.4)
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -77,5 +80,7 @@ def test_a_saved_folder_works_where_the_package_cannot_be_imported(tmp_path):
     assert set(found["modules"]) == {"transformers_modules"}
     expected = [[list(item) for item in row] for row in model.recommend(HISTORIES, k=10)]
     assert found["recommended"] == [expected] * 3
-    assert found["generated"] == [row[0][0] for row in expected]
+    assert expected != [[list(item) for item in row] for row in model.recommend(HISTORIES, k=10, dense_weight=0)]
+    assert found["towers"] == ["transformers_modules"] * 3
+    assert found["generated"] == [row[0].item_id for row in model.recommend(HISTORIES, k=1, dense_weight=0)]
     assert found["codebooks"] == pytest.approx(float(tokenizer.rqvae.codebooks.double().sum()), abs=1e-12)

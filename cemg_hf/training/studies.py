@@ -1,0 +1,295 @@
+"""The paper's questions: variants of recipes, run over seeds as far as time allows, and what came of them as one result."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from ..artefacts import result_envelope, write_json, write_text
+from ..errors import CEMGError
+from ..evaluation.protocol import EXCLUDING
+from ..evaluation.report import SliceValues
+from ..evaluation.seeds import over_seeds
+from ..evaluation.study_plots import plot_study
+from ..evaluation.study_report import COLUMNS, QUESTIONS, format_study
+from ..recipes import CEMG, Recipe, load_recipe, system_names
+from .deadline import OutOfTime, time_is_up, time_limit
+from .encode import REPORT_NAME
+from .evaluate import FLOOR, METRICS_NAME
+from .latency import LatencyConfig, measure_latency
+from .pipeline import FOLDERS, STAGES, run
+from .stage_store import SHARED_STAGES, StageStore
+from .study_variants import SWEEPS, Variant, ablated, compared, swept
+from .systems import stages_of
+
+logger = logging.getLogger(__name__)
+
+STORE = "shared"
+"""Folder, beside the runs of a recipe, of the stages that they have in common."""
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """One question to some recipes."""
+
+    question: str = field(metadata={"help": f"One of {', '.join(QUESTIONS)}."})
+    recipes: Sequence[str] = field(metadata={"help": "Recipes by name or path."})
+    output: Path = field(metadata={"help": "Folder of all studies of one budget: questions share the runs in it."})
+    systems: Sequence[str] = field(default=(), metadata={"help": "Systems of rq1, rq3 and rq5; none: all there are."})
+    sweeps: Sequence[str] = field(default=(), metadata={"help": f"Which of {', '.join(SWEEPS)} rq4 varies; none: all."})
+    seeds: int = field(default=1, metadata={"help": "How many seeds, from the recipe's own upwards."})
+    assignments: Sequence[str] = field(default=(), metadata={"help": "`section.key=value` changes of every run: its budget."})
+    init_from: str | None = field(default=None, metadata={"help": "A pretrained T5, for rq2."})
+    time_budget_s: float | None = field(default=None, metadata={"help": "Seconds after which the call stops; calling again continues."})
+    prepared: bool = field(
+        default=False, metadata={"help": "Take stored data sets, features and tokenizers as they are: no raw data, no encoders needed."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.question not in QUESTIONS:
+            raise CEMGError(f"question: {self.question!r} is unknown; choose one of {', '.join(QUESTIONS)}")
+        if not self.recipes:
+            raise CEMGError("recipes: none given; name at least one recipe or YAML file")
+        for option, given, known in (("systems", self.systems, system_names()), ("sweep", self.sweeps, list(SWEEPS))):
+            unknown = [name for name in given if name not in known]
+            if unknown:
+                raise CEMGError(f"{option}: {unknown[0]!r} is unknown; choose among {', '.join(known)}")
+        if self.seeds < 1:
+            raise CEMGError(f"seeds: {self.seeds}; at least one is needed")
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """One variant of one recipe under one seed."""
+
+    recipe: Recipe
+    variant: Variant
+    folder: Path
+
+    def finished(self) -> dict[str, Any] | None:
+        """The content of `metrics.json`, if it was measured by exactly this recipe."""
+        path = self.folder / METRICS_NAME
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() and self._written() == self._described() else None
+
+    def complete(self, store: StageStore, command: str, until: str = "evaluate") -> dict[str, Any]:
+        """Run what is missing; see `pipeline.run`."""
+        if self._written() != self._described():  # what was measured by another recipe must not pass for this one's
+            (self.folder / METRICS_NAME).unlink(missing_ok=True)
+        return run(self.recipe, self.folder, until=until, command=command, store=store)
+
+    def _described(self) -> dict[str, Any]:
+        return yaml.safe_load(yaml.safe_dump(asdict(self.recipe)))
+
+    def _written(self) -> Any:
+        path = self.folder / "recipe.yaml"
+        return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+class Study:
+    """A question with its runs.
+
+    Folders: `output/<recipe>/<variant>/seed-<s>` are complete run folders; `output/<recipe>/shared` holds data sets, features and
+    tokenizers, which stand in them as hard links. What is finished is read; what was killed or out of time continues.
+
+    Args:
+        config: the question.
+        command: recorded in results.
+
+    Raises:
+        CEMGError: a recipe that is unknown, or settings that it does not have.
+    """
+
+    def __init__(self, config: StudyConfig, command: str = "") -> None:
+        self.config, self.command = config, command
+        self.bases = {source: self._recipe(source, Variant(CEMG), 0) for source in config.recipes}
+        names = [recipe.name for recipe in self.bases.values()]
+        if len(set(names)) < len(config.recipes):
+            raise CEMGError(f"recipes: {', '.join(names)}; every recipe needs a name of its own and is given once")
+        self.done: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+        self.failed: dict[tuple[str, str], str] = {}
+
+    def prepare(self, until: str) -> None:
+        """Make the shared stages of all runs up to and with `until`, for a machine that has neither raw data nor encoders.
+
+        Raises:
+            CEMGError: `until` is none of the shared stages, or a stage cannot be made.
+        """
+        if until not in SHARED_STAGES:
+            raise CEMGError(f"until: {until!r} is not shared by systems; choose one of {', '.join(SHARED_STAGES)}")
+        with time_limit(self.config.time_budget_s):
+            for one in self._runs():
+                stages = stages_of(one.recipe)
+                last = [stage for stage in SHARED_STAGES[: SHARED_STAGES.index(until) + 1] if stage in stages][-1]
+                one.complete(self._store(one), self.command, until=last)
+
+    def run(self) -> dict[str, Any]:
+        """Run what is missing within the time, and write `<question>.json`, `.md` and `.png` from all that is there.
+
+        A variant that cannot be run, such as more codes than items, does not keep the others from running: it is named in the
+        result under `not_run`, with the reason.
+
+        Returns: the content of the JSON file.
+
+        Raises:
+            CEMGError: nothing could be run.
+        """
+        started = time.perf_counter()
+        with time_limit(self.config.time_budget_s):
+            for one in self._runs():
+                self._measure(one)
+            if self.failed and not self.done:
+                raise CEMGError(next(iter(self.failed.values())))
+            envelope = self._envelope(time.perf_counter() - started)
+        path = Path(self.config.output) / self.config.question
+        write_json(path.with_suffix(".json"), envelope)
+        write_text(path.with_suffix(".md"), format_study(envelope))
+        plot_study(envelope, path.with_suffix(".png"))
+        return envelope
+
+    # ---- runs -----------------------------------------------------------------------------------------------------------------
+
+    def _recipe(self, source: str, variant: Variant, seed: int) -> Recipe:
+        """The recipe of one run; `seed` counts from the recipe's own."""
+        assignments = [*self.config.assignments, *variant.assignments]
+        first = load_recipe(source, assignments, system=variant.system).seed
+        return load_recipe(source, assignments, {"seed": first + seed}, variant.system)
+
+    def _run(self, source: str, variant: Variant, seed: int) -> StudyRun:
+        recipe = self._recipe(source, variant, seed)
+        return StudyRun(recipe, variant, Path(self.config.output) / recipe.name / variant.folder / f"seed-{recipe.seed}")
+
+    def _runs(self) -> Iterator[StudyRun]:
+        """All runs, a seed of everything before the next seed of anything."""
+        for seed in range(self.config.seeds):
+            for source in self.bases:
+                yield from [self._run(source, variant, seed) for variant in self._variants(source)]
+
+    def _variants(self, source: str) -> list[Variant]:
+        config, recipe = self.config, self.bases[source]
+        if config.question == "rq2":
+            return ablated(recipe, self._modalities(source), config.init_from)
+        if config.question == "rq4":
+            return swept(recipe, config.sweeps or list(SWEEPS))
+        return compared(config.systems or system_names())
+
+    def _modalities(self, source: str) -> list[str]:
+        """What the codes of a recipe are made of: those of its modalities that the data has, as far as that is known yet."""
+        one = self._run(source, Variant(CEMG), 0)
+        wanted = one.recipe.tokenize.modalities or one.recipe.encode.modalities
+        report = one.folder / STAGES["encode"] / REPORT_NAME
+        if not report.is_file():
+            try:
+                one.complete(self._store(one), self.command, until="encode")
+            except OutOfTime:
+                return list(wanted)
+        found = json.loads(report.read_text(encoding="utf-8"))["modalities"]
+        return [name for name in wanted if found.get(name, {}).get("used")]
+
+    def _store(self, one: StudyRun) -> StageStore:
+        root = Path(self.config.output) / one.recipe.name / STORE
+        return StageStore.of(one.recipe, root, trusted=self.config.prepared)
+
+    def _measure(self, one: StudyRun) -> None:
+        key = one.recipe.name, one.variant.label
+        try:
+            found = one.finished()
+            if found is None and not time_is_up():
+                logger.info("study %s: %s, %s, seed %d", self.config.question, *key, one.recipe.seed)
+                found = one.complete(self._store(one), self.command)
+            if found is not None and self.config.question == "rq3":
+                found = found | {"latency": self._latency(one)}
+        except OutOfTime as error:
+            logger.info("study %s: %s", self.config.question, error)
+            return
+        except CEMGError as error:
+            logger.warning("study %s: %s, %s, seed %d cannot be run: %s", self.config.question, *key, one.recipe.seed, error)
+            self.failed[key] = str(error)
+            return
+        if found is not None:
+            self.done.setdefault(key, {})[one.recipe.seed] = found
+
+    def _latency(self, one: StudyRun) -> dict[str, float | None]:
+        """Milliseconds per user; None where time was up before they were measured."""
+        folders = {stage: one.folder / name for stage, name in FOLDERS.items()}
+        try:
+            return dict(measure_latency(one.recipe, folders, one.folder / "latency"))
+        except OutOfTime:
+            return {f"batch_{size}_ms": None for size in LatencyConfig().batch_sizes}
+
+    # ---- results --------------------------------------------------------------------------------------------------------------
+
+    def _envelope(self, seconds: float) -> dict[str, Any]:
+        rows: dict[str, dict[str, Any]] = {}
+        values: dict[str, list[SliceValues]] = {}
+        not_run: dict[str, dict[str, Any]] = {}
+        for source, base in self.bases.items():
+            wanted = list(range(base.seed, base.seed + self.config.seeds))
+            for variant in self._variants(source):
+                key = base.name, variant.label
+                done = self.done.get(key, {})
+                name = variant.label if len(self.bases) == 1 else f"{base.name}, {variant.label}"
+                about = {"recipe": base.name, "part": "", **asdict(variant)}
+                for seed, envelope in sorted(done.items()):
+                    for part, slices in self._slices(envelope).items():
+                        row = f"{name}, {part}" if part else name
+                        values.setdefault(row, []).append(slices)
+                        rows.setdefault(row, about | {"part": part, "seeds": []})["seeds"].append(seed)
+                missing = [seed for seed in wanted if seed not in done]
+                if missing:
+                    rows.setdefault(name, about | {"seeds": []})
+                    not_run[name] = {"seeds": missing, "reason": self.failed.get(key, "out of time")}
+        mean, std = over_seeds(values)
+        several = {row: std[row] for row in std if len(values[row]) > 1}
+        return result_envelope(
+            mean,
+            std=several or None,
+            command=self.command,
+            seeds=sorted({seed for row in rows.values() for seed in row["seeds"]}),
+            seconds=seconds,
+            study=self.config.question,
+            recipes={recipe.name: self._about(recipe) for recipe in self.bases.values()},
+            set=list(self.config.assignments),
+            time_budget_s=self.config.time_budget_s,
+            rows=rows,
+            not_run=not_run,
+            **self._readable(),
+        )
+
+    def _slices(self, envelope: Mapping[str, Any]) -> dict[str, SliceValues]:
+        """What a run says about the question, by part of the system: "" is the whole."""
+        if self.config.question == "rq3":
+            seconds = {"train" if stage == "finetune" else stage: spent for stage, spent in envelope["seconds_by_stage"].items()}
+            return {"": {"seconds": seconds, "latency": envelope["latency"]}}
+        own = envelope["system"]
+        parts = {system: slices for system, slices in sorted(envelope["metrics"].items()) if system != FLOOR or own == FLOOR}
+        return {system.removeprefix(own).removeprefix(", "): slices for system, slices in parts.items()}
+
+    def _about(self, recipe: Recipe) -> dict[str, Any]:
+        generator, loop = recipe.finetune.generator, recipe.finetune.loop
+        network = f"T5 of width {generator.d_model}, {generator.num_layers} + {generator.num_decoder_layers} layers"
+        return {
+            "description": recipe.description,
+            "budget": f"{generator.init_from or network}, at most {loop.epochs} epoch{'s' if loop.epochs > 1 else ''}",
+            "headline": EXCLUDING if recipe.finetune.validation_excludes_history else "",
+            "cold_threshold": recipe.evaluate.cold_threshold,
+        }
+
+    def _readable(self) -> dict[str, Any]:
+        """What a table made from the JSON alone has to know."""
+        about: dict[str, Any] = {"columns": COLUMNS[self.config.question]} if self.config.question in COLUMNS else {}
+        if self.config.question == "rq3":
+            about["latency"] = asdict(LatencyConfig()) | {"threads": torch.get_num_threads()}
+        return about
+
+
+def run_study(config: StudyConfig, command: str = "") -> dict[str, Any]:
+    """Answer one question; see `Study.run`."""
+    return Study(config, command).run()

@@ -1,0 +1,135 @@
+"""What models over whole items have in common, on both of them: scores, lists, the loss, and a catalogue that travels along."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import Tensor
+
+from cemg_hf.models.cemg.dense_cemg import next_item_loss
+from cemg_hf.models.gru4rec import GRU4RecConfig, GRU4RecForNextItem
+from cemg_hf.models.next_item import NextItemModel, ScoredItem
+from cemg_hf.models.sasrec import SASRecConfig, SASRecForNextItem
+
+NUM_ITEMS = 20
+HISTORIES = [["i3", "i1", "i4"], [], ["i1"], [f"i{item}" for item in range(9)]]
+
+
+def sasrec(**settings) -> NextItemModel:
+    small = {"hidden_size": 8, "num_layers": 2, "dropout": 0.5, "max_history": 5}
+    return SASRecForNextItem(SASRecConfig(num_items=NUM_ITEMS, **small | settings))
+
+
+def gru4rec(**settings) -> NextItemModel:
+    small = {"hidden_size": 8, "recurrent_size": 6, "num_layers": 2, "dropout": 0.5, "max_history": 5}
+    return GRU4RecForNextItem(GRU4RecConfig(num_items=NUM_ITEMS, **small | settings))
+
+
+@pytest.fixture(params=[sasrec, gru4rec])
+def model(request: pytest.FixtureRequest) -> NextItemModel:
+    torch.manual_seed(0)
+    drawn = request.param().eval()
+    drawn.item_ids = [f"i{item}" for item in range(NUM_ITEMS)]
+    return drawn
+
+
+def padded(*rows: list[int]) -> Tensor:
+    longest = max(map(len, rows))
+    return torch.tensor([row + [-1] * (longest - len(row)) for row in rows], dtype=torch.int64).view(len(rows), longest)
+
+
+def test_scores_are_dot_products_of_state_and_item_whatever_the_company(model: NextItemModel) -> None:
+    rows = [[3, 1, 4], [], [1], [4, 5, 6, 7, 8]]
+    together = model.scores(padded(*rows))
+    assert together.shape == (4, NUM_ITEMS)
+    assert together.dtype == torch.float32
+    vectors = model.item_vectors()
+    for row, scores in zip(rows, together, strict=True):
+        state = model(padded(row)).states[0, len(row)]
+        assert scores.tolist() == pytest.approx([float((state @ vector).detach()) for vector in vectors], abs=1e-5)
+        torch.testing.assert_close(model.scores(padded(row))[0], scores, atol=1e-5, rtol=0)
+
+
+def test_later_items_do_not_change_earlier_states(model: NextItemModel) -> None:
+    one, other = (model(padded(row)).states for row in ([1, 2, 3, 4], [1, 2, 9, 0]))
+    torch.testing.assert_close(one[:, :3], other[:, :3], atol=1e-6, rtol=0)
+    assert (one[:, 3:] - other[:, 3:]).abs().max() > 1e-4
+
+
+def test_recommend_is_the_best_of_the_scores(model: NextItemModel) -> None:
+    found = model.recommend(HISTORIES, k=7)
+    for history, row in zip(HISTORIES, found, strict=True):
+        scores = model.scores(padded([int(item[1:]) for item in history[-5:]]))[0]
+        best = scores.topk(7)
+        assert [item.item_id for item in row] == [f"i{item}" for item in best.indices.tolist()]
+        assert [item.score for item in row] == pytest.approx(best.values.tolist(), abs=1e-5)
+        assert [item.item_id for item in model.recommend(history, k=7)] == [item.item_id for item in row]
+    assert all(isinstance(item, ScoredItem) for item in found[0])
+    assert len(model.recommend(["i1"], k=1000)) == NUM_ITEMS
+
+
+def test_excluded_histories_never_come_out_also_where_they_were_cut_off(model: NextItemModel) -> None:
+    for history, row in zip(HISTORIES, model.recommend(HISTORIES, k=NUM_ITEMS, exclude_history=True), strict=True):
+        everything = [item.item_id for item in model.recommend(history, k=NUM_ITEMS)]
+        assert [item.item_id for item in row] == [item for item in everything if item not in history]
+    assert model.recommend(model.item_ids, exclude_history=True) == []
+
+
+def test_unknown_items_and_a_missing_catalogue_are_errors(model: NextItemModel) -> None:
+    with pytest.raises(ValueError, match="not in the catalogue: gone, lost; leave unknown items out"):
+        model.recommend(["i1", "gone", "lost"])
+    model.item_ids = None
+    with pytest.raises(ValueError, match=r"no catalogue; load it from a folder that holds item_ids\.json"):
+        model.recommend(["i1"])
+
+
+def test_saved_and_loaded_it_scores_the_same(model: NextItemModel, tmp_path) -> None:
+    items = padded([3, 1, 4], [], [1])
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "item_ids.json").read_text()) == model.item_ids
+    loaded, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert not loaded.training
+    assert loaded.item_ids == model.item_ids
+    torch.testing.assert_close(loaded.scores(items), model.scores(items), atol=1e-5, rtol=0)
+    for found, expected in zip(loaded.recommend(HISTORIES, k=5), model.recommend(HISTORIES, k=5), strict=True):
+        assert [item.item_id for item in found] == [item.item_id for item in expected]
+    low = type(model).from_pretrained(tmp_path, dtype=torch.bfloat16).scores(items)
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low, model.scores(items), atol=0.1, rtol=0.1)
+
+
+def test_a_folder_without_a_catalogue_loads_without_one(model: NextItemModel, tmp_path) -> None:
+    model.item_ids = None
+    model.save_pretrained(tmp_path)
+    assert not (tmp_path / "item_ids.json").exists()
+    assert type(model).from_pretrained(tmp_path).item_ids is None
+
+
+def test_a_subfolder_brings_its_own_catalogue(model: NextItemModel, tmp_path) -> None:
+    model.save_pretrained(tmp_path / "inner")
+    assert type(model).from_pretrained(tmp_path, subfolder="inner").item_ids == model.item_ids
+
+
+@pytest.mark.parametrize("build", [sasrec, gru4rec])
+def test_loss_is_the_mean_over_labels_or_the_sum_over_a_given_number(build) -> None:
+    torch.manual_seed(0)
+    model = build(loss="full", label_smoothing=0.1).eval()
+    items, labels = padded([3, 1, 4], [2]), torch.tensor([[-100, 1, 4, 7], [2, 9, -100, -100]])
+    out, vectors = model(items, labels), model.item_vectors()
+    chosen = [(0, 1, 1), (0, 2, 4), (0, 3, 7), (1, 0, 2), (1, 1, 9)]
+    states = torch.stack([out.states[row, place] for row, place, _ in chosen])
+    expected = next_item_loss(states, torch.tensor([target for *_, target in chosen]), vectors, model.settings)
+    assert model.settings.label_smoothing == 0.1
+    torch.testing.assert_close(out.loss, expected / 5)
+    torch.testing.assert_close(model(items, labels, num_items_in_batch=2).loss, expected / 2)
+    assert model(items).loss is None
+    assert float(model(items, torch.full((2, 4), -100)).loss.detach()) == 0
+
+
+@pytest.mark.parametrize("build", [sasrec, gru4rec])
+def test_unknown_losses_are_refused(build) -> None:
+    with pytest.raises(ValueError, match="loss: unknown value 'hinge'"):
+        build(loss="hinge")

@@ -1,0 +1,88 @@
+"""LightGCN as a recommender: dot products of what the collaborative encoder learned."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from shop_samples import ITEMS, USERS, walks, write_dataset
+
+from cemg_hf.artefacts import MANIFEST_NAME
+from cemg_hf.data import EvaluationCases, PreparedDataset, Ragged
+from cemg_hf.errors import CEMGError
+from cemg_hf.training.collaborative import CollaborativeConfig, train_collaborative
+from cemg_hf.training.lightgcn import EMBEDDINGS_FILE, LightGCNRanker, train_lightgcn
+
+SMALL = CollaborativeConfig(dimension=8, layers=2, learning_rate=0.03, epochs=6, eval_every=3)
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lightgcn")
+    write_dataset(folder / "dataset", walks())
+    train_lightgcn(SMALL, folder / "dataset", folder / "model", seed=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(shop: Path) -> PreparedDataset:
+    return PreparedDataset.load(shop / "dataset")
+
+
+@pytest.mark.parametrize("exclude", [False, True])
+def test_rankings_are_dot_products_of_items_that_were_trained(shop: Path, data: PreparedDataset, exclude: bool) -> None:
+    result = train_collaborative(data, SMALL, seed=0)
+    cases = data.evaluation_cases("test")
+    ranked, scores = LightGCNRanker.load(shop / "model", data)(cases, ITEMS, exclude_history=exclude)
+    expected = result.user_embeddings @ result.item_embeddings.T
+    trained = np.flatnonzero(data.train_item_counts())
+    assert len(trained) < ITEMS
+    for row, (user, history) in enumerate(zip(cases.users, cases.histories.to_lists(), strict=True)):
+        kept = ranked[row][ranked[row] >= 0]
+        assert set(kept) == set(trained) - (set(history) if exclude else set())
+        np.testing.assert_allclose(scores[row, : len(kept)], expected[user, kept], atol=1e-6)
+        assert (np.diff(scores[row, : len(kept)]) <= 0).all()
+        assert (ranked[row, len(kept) :] == -1).all()
+
+
+def test_the_folder_holds_embeddings_report_and_manifest_and_is_left_alone_when_current(shop: Path) -> None:
+    folder = shop / "model"
+    report = json.loads((folder / "report.json").read_text())
+    assert (report["users"], report["masked_items"]) == (USERS, 2)
+    written = (folder / MANIFEST_NAME).stat().st_mtime_ns
+    assert train_lightgcn(SMALL, shop / "dataset", folder, seed=0) == folder
+    assert (folder / MANIFEST_NAME).stat().st_mtime_ns == written
+    before = (folder / EMBEDDINGS_FILE).read_bytes()
+    train_lightgcn(SMALL, shop / "dataset", shop / "other", seed=1)
+    assert (shop / "other" / EMBEDDINGS_FILE).read_bytes() != before
+
+
+def test_another_data_set_is_refused(shop: Path, tmp_path: Path) -> None:
+    others = {
+        "longer": write_dataset(tmp_path / "longer", walks(), ITEMS + 1),
+        "users": write_dataset(tmp_path / "users", walks(), prefix="v"),
+        "fewer": write_dataset(tmp_path / "fewer", walks()[:-1]),
+        "items": write_dataset(tmp_path / "items", [[ITEMS - 1 - item for item in row] for row in walks()]),
+    }
+    swapped = PreparedDataset(others["items"].folder, others["items"].user_ids, others["items"].item_ids[::-1], others["items"].sequences)
+    for other in (others["longer"], others["users"], others["fewer"], swapped):
+        with pytest.raises(CEMGError, match="was trained on another data set"):
+            LightGCNRanker.load(shop / "model", other)
+
+
+def test_missing_and_damaged_folders_are_refused(data: PreparedDataset, tmp_path: Path) -> None:
+    with pytest.raises(CEMGError, match=r"holds no LightGCN \(embeddings\.safetensors is missing\)"):
+        LightGCNRanker.load(tmp_path, data)
+    (tmp_path / EMBEDDINGS_FILE).write_bytes(b"not tensors")
+    with pytest.raises(CEMGError, match=r"cannot be read .*train it again"):
+        LightGCNRanker.load(tmp_path, data)
+
+
+def test_masked_items_never_come_out() -> None:
+    ranker = LightGCNRanker(torch.ones(1, 2), torch.tensor([[1.0, 0], [5, 5], [2, 0]]), torch.tensor([True, False, True]))
+    cases = EvaluationCases(np.zeros(1, dtype=np.int64), Ragged.from_lists([[0]]), np.zeros(1, dtype=np.int64))
+    assert ranker(cases, 3, exclude_history=False)[0].tolist() == [[2, 0, -1]]
+    assert ranker(cases, 3, exclude_history=True)[0].tolist() == [[2, -1, -1]]

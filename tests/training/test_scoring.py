@@ -1,0 +1,70 @@
+"""Lists from scores of the whole catalogue, against a full sort."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from cemg_hf.data import EvaluationCases, Ragged
+from cemg_hf.evaluation.metrics import check_rankings
+from cemg_hf.training import scoring
+from cemg_hf.training.scoring import rank_by_scores
+
+NUM_ITEMS, ROWS = 23, 17
+
+
+@pytest.fixture
+def cases() -> EvaluationCases:
+    rng = np.random.default_rng(0)
+    histories = [rng.integers(0, NUM_ITEMS, size).tolist() for size in rng.integers(0, 9, ROWS)]
+    return EvaluationCases(np.arange(ROWS) * 2, Ragged.from_lists(histories), rng.integers(0, NUM_ITEMS, ROWS))
+
+
+@pytest.fixture
+def table() -> torch.Tensor:
+    """Scores of every row, some of them of items that must not come out, all of them in one row."""
+    draw = torch.Generator().manual_seed(0)
+    scores = torch.randn(ROWS, NUM_ITEMS, generator=draw)
+    scores[torch.rand(ROWS, NUM_ITEMS, generator=draw) < 0.3] = -torch.inf
+    scores[4] = -torch.inf
+    return scores
+
+
+@pytest.mark.parametrize("exclude", [False, True])
+@pytest.mark.parametrize("at_once", [1, 5 * NUM_ITEMS, 10**6])
+@pytest.mark.parametrize("k", [1, 6, NUM_ITEMS, 40])
+def test_lists_are_those_of_a_full_sort(cases, table, exclude, at_once, k, monkeypatch):
+    monkeypatch.setattr(scoring, "SCORES_AT_ONCE", at_once)
+    asked: list[int] = []
+
+    def scores_of(rows: np.ndarray) -> torch.Tensor:
+        asked.extend(rows.tolist())
+        return table[torch.from_numpy(rows)]
+
+    before = table.clone()
+    ranked, scores = rank_by_scores(scores_of, cases, NUM_ITEMS, k, exclude_history=exclude)
+    assert sorted(asked) == list(range(ROWS))
+    assert torch.equal(table, before)
+    assert ranked.shape == scores.shape == (ROWS, k)
+    assert (ranked.dtype, scores.dtype) == (np.int64, np.float32)
+    check_rankings(ranked, NUM_ITEMS)
+    for row, history in enumerate(cases.histories.to_lists()):
+        left = [(-float(score), item) for item, score in enumerate(table[row]) if score > -np.inf and not (exclude and item in history)]
+        expected = [item for _, item in sorted(left)][:k]
+        assert ranked[row].tolist() == expected + [-1] * (k - len(expected))
+        assert scores[row].tolist() == [float(table[row, item]) for item in expected] + [-np.inf] * (k - len(expected))
+
+
+def test_half_precision_scores_come_back_in_single_precision(cases):
+    ranked, scores = rank_by_scores(
+        lambda rows: torch.ones(len(rows), NUM_ITEMS, dtype=torch.bfloat16), cases, NUM_ITEMS, 3, exclude_history=True
+    )
+    assert scores.dtype == np.float32
+    assert (ranked >= 0).all()
+
+
+def test_nobody_to_rank_for(cases):
+    nobody = EvaluationCases(cases.users[:0], cases.histories.take([]), cases.targets[:0])
+    ranked, scores = rank_by_scores(lambda rows: torch.empty(0, NUM_ITEMS), nobody, NUM_ITEMS, 3, exclude_history=True)
+    assert ranked.shape == scores.shape == (0, 3)

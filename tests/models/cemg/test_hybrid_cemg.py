@@ -444,14 +444,14 @@ def obvious_distributions(log_probs: Tensor, codes: Tensor, catalogue: Tensor, s
 def test_code_distributions_are_those_of_a_loop_over_the_catalogue(catalogue, scale, seed):
     codes, size = catalogue
     draw = torch.Generator().manual_seed(seed)
-    log_probs = (scale * torch.randn(6, len(codes), generator=draw, dtype=torch.float64)).log_softmax(1)
+    log_probs = (scale * torch.randn(6, len(codes), generator=draw, dtype=torch.float64)).log_softmax(1).float()
     targets = codes[torch.randint(len(codes), (6,), generator=draw)]
     trie = ItemTrie(codes, size)
     found = code_distributions(log_probs[:, trie.leaf_items.long()], targets, trie)
     assert found.shape == (6, codes.shape[1], size)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.sum(-1), torch.ones(found.shape[:2]), atol=1e-5, rtol=0)
-    expected = obvious_distributions(log_probs, targets, codes, size)
+    expected = obvious_distributions(log_probs.double(), targets, codes, size)
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
 
 

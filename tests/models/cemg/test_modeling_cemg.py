@@ -410,17 +410,41 @@ def test_the_teacher_is_the_tower_on_the_same_prefixes_without_dropout():
     first, again = (model(**inputs, labels=labels, items=items).loss for _ in range(2))
     assert torch.equal(first, again)
     assert not model.dense.training
-    vectors = model.dense.item_vectors()
-    states = model.dense(torch.tensor([[3, 1], [5, -1]]), vectors)
+    teacher = obvious_teacher(model, items, set())
+    torch.testing.assert_close(model(**inputs, labels=labels, teacher=teacher).loss, first, atol=1e-5, rtol=0)
+
+
+def test_the_teacher_may_leave_out_what_the_history_holds_but_never_the_target():
+    model = hybrid()
+    items = torch.tensor([[3, 1, 3], [5, 9, -1]])
+    inputs = TOKENIZER([["item3", "item1"], ["item5"]], padding=True, padding_side="right", return_tensors="pt")
+    labels = TOKENIZER.item_tokens[items.clamp(min=0)].masked_fill((items < 0).unsqueeze(-1), -100).flatten(1)
+    model.objective = Objective(teacher_weight=1.0, teacher_temperature=2.0, teacher_excludes_history=True)
+    found = model(**inputs, labels=labels, items=items).loss
+    hidden = {(0, 1, 3), (0, 2, 1), (1, 1, 5)}  # not (0, 2, 3), which is the target
+    torch.testing.assert_close(model(**inputs, labels=labels, teacher=obvious_teacher(model, items, hidden)).loss, found, atol=1e-5, rtol=0)
+    model.objective = Objective(teacher_weight=1.0, teacher_temperature=2.0)
+    assert not torch.allclose(model(**inputs, labels=labels, items=items).loss, found, atol=1e-4)
+
+
+@torch.no_grad()
+def obvious_teacher(model: CEMGForConditionalGeneration, items: torch.Tensor, hidden: set[tuple[int, int, int]]) -> torch.Tensor:
+    """(2, 3, M, K) for windows of three and of two items: the tower on each prefix, and a loop over the catalogue at a temperature of 2.
+
+    Args: hidden: (row, target, item) without any mass.
+    """
+    vectors, catalogue = model.dense.item_vectors(), TOKENIZER.item_codes
+    states = model.dense(torch.tensor([items[0, :2].tolist(), [int(items[1, 0]), -1]]), vectors)  # the last item is a target only
     teacher = torch.zeros(2, 3, NUM_LEVELS, CODEBOOK_SIZE)
     for row, place in ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1)):
         share = (states[row, place] @ vectors.T / 2).softmax(0)
-        codes = TOKENIZER.item_codes[items[row, place]]
+        share[[item for *where, item in hidden if where == [row, place]]] = 0
+        codes = catalogue[items[row, place]]
         for level in range(NUM_LEVELS):
-            under = (TOKENIZER.item_codes[:, :level] == codes[:level]).all(dim=1)
+            under = (catalogue[:, :level] == codes[:level]).all(dim=1)
             for code in range(CODEBOOK_SIZE):
-                teacher[row, place, level, code] = share[under & (TOKENIZER.item_codes[:, level] == code)].sum() / share[under].sum()
-    torch.testing.assert_close(model(**inputs, labels=labels, teacher=teacher.detach()).loss, first, atol=1e-5, rtol=0)
+                teacher[row, place, level, code] = share[under & (catalogue[:, level] == code)].sum() / share[under].sum()
+    return teacher
 
 
 def test_the_teacher_learns_nothing_and_is_not_asked_without_a_weight(monkeypatch):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+EMBEDDING_STD = 0.02  # small as scores, and scaled up when read: with 1/√d for both, validation NDCG@10 on Beauty was 5 % lower
 LAYERS = ("sasrec", "ligr")
 LOSSES = ("sampled", "full", "bce")
 
@@ -142,14 +143,14 @@ class DenseTower(nn.Module):
         """Normal embeddings, Xavier matrices, zero biases."""
         for module in self.modules():
             if isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=self.settings.hidden_size**-0.5)
+                nn.init.normal_(module.weight, std=EMBEDDING_STD)
             elif isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         if self.content is not None:
             nn.init.normal_(self.content.weight, std=self.settings.content_dim**-0.5 * 0.1)
-        nn.init.normal_(self.start, std=self.settings.hidden_size**-0.5)
+        nn.init.normal_(self.start, std=EMBEDDING_STD)
 
     def item_vectors(self, rows: Tensor | None = None, content: Tensor | None = None) -> Tensor:
         """(N, d) vectors of the items of a catalogue.
@@ -181,7 +182,7 @@ class DenseTower(nn.Module):
             vectors: (N, d) what `item_vectors` gives.
         """
         present = items >= 0
-        embedded = functional.embedding(items.clamp(min=0), vectors) * present.unsqueeze(-1)
+        embedded = functional.embedding(items.clamp(min=0), vectors) * present.unsqueeze(-1) * self.settings.hidden_size**0.5
         hidden = torch.cat([self.start.expand(len(items), 1, -1), embedded], dim=1)
         length = present.sum(dim=1, keepdim=True)
         place = self.settings.max_history - length + torch.arange(hidden.shape[1], device=items.device)

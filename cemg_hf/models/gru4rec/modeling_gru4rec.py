@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..cemg.dense_cemg import EMBEDDING_STD
 from ..next_item import NextItemModel
 from .configuration_gru4rec import GRU4RecConfig
 
@@ -29,11 +30,11 @@ class GRU4RecForNextItem(NextItemModel):
         self.output = nn.Linear(config.recurrent_size, config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
         for weight in (self.item_embedding.weight, self.start):
-            nn.init.normal_(weight, std=config.hidden_size**-0.5)
+            nn.init.normal_(weight, std=EMBEDDING_STD)
         self.post_init()
 
     def states(self, items: Tensor, vectors: Tensor) -> Tensor:
-        embedded = functional.embedding(items.clamp(min=0), vectors)
+        embedded = functional.embedding(items.clamp(min=0), vectors) * self.config.hidden_size**0.5
         sequence = torch.cat([self.start.expand(len(items), 1, -1), embedded], dim=1)
         hidden, _ = self.gru(self.dropout(sequence))  # padding is at the end, where no real item reads it
         return self.output(self.dropout(hidden))

@@ -17,7 +17,7 @@ def test_states_are_those_of_the_recurrence_step_by_step() -> None:
     model = network()
     weights = model.gru.state_dict()
     state, expected = torch.zeros(6), []
-    for vector in [model.start, *model.item_embedding.weight[[3, 1, 4]]]:
+    for vector in [model.start, *model.item_embedding.weight[[3, 1, 4]] * model.config.hidden_size**0.5]:
         given, own = weights["weight_ih_l0"] @ vector + weights["bias_ih_l0"], weights["weight_hh_l0"] @ state + weights["bias_hh_l0"]
         reset, update = (given[:12] + own[:12]).sigmoid().split(6)
         state = (1 - update) * (given[12:] + reset * own[12:]).tanh() + update * state

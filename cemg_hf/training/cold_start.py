@@ -165,7 +165,9 @@ def measure_cold_start(
     for split in SPLITS:
         cases = world.data.evaluation_cases(split)
         histories = world.to_catalogue(cases.histories, generator)
-        ranked, _ = rank_histories(generator, histories, config.num_beams, progress=f"{split}, before adding", **_options(config))
+        ranked, _ = rank_histories(
+            generator, histories, config.num_beams, dense_weight=0, progress=f"{split}, before adding", **_options(config)
+        )
         hits[split] = [_Row({"system": BEFORE}, world.hits(world.to_original(ranked, generator), cases.targets, config.ks))]
     for mode in _modes(generator, config):
         generator = load_generator(run / "model", world.reduced)
@@ -257,7 +259,7 @@ def _rank_added(
         return _Row({"system": ADDED, "collaborative": mode, **settings}, hits)
 
     label = f"{split}, e^c {mode}"
-    ranked, _ = rank_histories(generator, histories, config.num_beams, progress=label, **_options(config))
+    ranked, _ = rank_histories(generator, histories, config.num_beams, dense_weight=0, progress=label, **_options(config))
     rows = [row(ranked, boost=None, dense=0.0, likelihood=1.0)]
     weights = list(product(config.dense, config.likelihood))
     rankings = rank_histories_separately(generator, histories, weights=weights, progress=label, **_options(config))

@@ -325,8 +325,8 @@ def add_tower(
             f"finetune.dense.settings.max_history: {settings['max_history']} is less than the generator's {model.config.max_history}; "
             "leave it out"
         )
-    with PartialState().main_process_first():
-        train_sequential(replace(config, settings=settings), dataset, folder, seed, tokenizer)
+    # All processes together: the training loop talks between them, so none may wait outside of it.
+    train_sequential(replace(config, settings=settings), dataset, folder, seed, tokenizer)
     network = SASRecForNextItem.from_pretrained(folder)
     model.set_dense(network.tower)
     assert model.dense is not None

@@ -34,6 +34,7 @@ STAGES = {"prepare": "dataset", "encode": "features", "tokenize": "tokenizer", "
 """Each stage of CEMG and the folder of the run it writes."""
 FOLDERS = STAGES | {"train": "model"}
 """The same with the stage that trains any other system."""
+RECIPE_NAME = "recipe.yaml"
 ABLATED = ("image", "text", "collaborative")
 
 
@@ -56,7 +57,10 @@ def run(
         raise CEMGError(f"until: {until!r} is no stage; choose one of {', '.join(stages)}")
     run_folder = Path(output)
     run_folder.mkdir(parents=True, exist_ok=True)
-    write_text(run_folder / "recipe.yaml", yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True))
+    settings = yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True)
+    if (run_folder / RECIPE_NAME).is_file() and (run_folder / RECIPE_NAME).read_text(encoding="utf-8") != settings:
+        (run_folder / METRICS_NAME).unlink(missing_ok=True)  # those of other settings
+    write_text(run_folder / RECIPE_NAME, settings)
     folder = {stage: run_folder / name for stage, name in FOLDERS.items()}
     actions: dict[str, Callable[[], Any]] = {
         "prepare": lambda: prepare(recipe.prepare, folder["prepare"], recipe.seed),

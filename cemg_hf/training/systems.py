@@ -53,7 +53,7 @@ FAMILIES: Mapping[str, Family] = {
     "mmgrec": Family(
         ("prepare", "encode"),
         lambda r, f: train_mmgrec(r.mmgrec, f["prepare"], f["encode"], f["train"], r.seed),
-        lambda r, f, data: MMGRecRanker.load(f["train"], data),
+        lambda r, f, data: MMGRecRanker.load(f["train"], data, r.evaluate.num_beams, r.evaluate.batch_size),
     ),
 }
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from cemg_hf import CEMGForConditionalGeneration
 from cemg_hf.errors import CEMGError
 from cemg_hf.hub.export import export_model
+from cemg_hf.hub.model_card import model_card
 from cemg_hf.recipes import load_recipe
 from cemg_hf.training.pipeline import run
 
@@ -49,6 +50,16 @@ def test_weights_are_in_half_precision_and_the_card_is_made_of_results(finished:
     assert "cemg, codes only" in card.text
     assert 'from_pretrained("org/cemg-shop"' in card.text
     assert len(CEMGForConditionalGeneration.from_pretrained(exported).recommend([], k=3)) == 3
+
+
+def test_no_cold_targets_and_a_changed_checkout_are_said(finished: Path) -> None:
+    result = json.loads((finished / "metrics.json").read_text()) | {"commit": "0123456789abcdef-dirty"}
+    result["metrics"]["cemg"]["test_cold_excluding_history"] = {"hr@10": None, "n": 0}
+    tokenizer = CEMGForConditionalGeneration.from_pretrained(finished / "model").tokenizer
+    about = {"name": "n", "title": "t", "description": "d", "data": "shop", "license_name": "mit", "system": "cemg", "training": ""}
+    card = model_card(**about, result=result, tokenizer=tokenizer)
+    assert "found rarely: no test user has one here" in card
+    assert "commit 0123456789-dirty" in card
 
 
 def test_what_is_missing_is_named(finished: Path, tmp_path: Path) -> None:

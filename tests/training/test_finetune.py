@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -201,3 +204,31 @@ def test_without_dense_there_is_no_tower_in_the_report(shop: Path) -> None:
     model = build_generator(config.generator, CEMGTokenizer.from_pretrained(shop / "tokenizer"))
     assert model.dense is None
     assert model.config.dense_weight == 0
+
+
+TOGETHER = """
+import sys
+from pathlib import Path
+sys.path[:0] = sys.argv[1:2]
+from accelerate import PartialState
+PartialState(cpu=True)
+from test_finetune import CONFIG, finetune
+finetune(CONFIG, *map(Path, sys.argv[2:]), seed=0)
+"""
+
+
+@pytest.mark.slow
+def test_several_processes_train_the_tower_together(shop: Path, tmp_path: Path) -> None:
+    script = tmp_path / "together.py"
+    script.write_text(TOGETHER)
+    folders = [Path(__file__).parent, shop / "dataset", shop / "tokenizer", tmp_path / "model"]
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, *several, str(script), *map(str, folders)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert CEMGForConditionalGeneration.from_pretrained(tmp_path / "model").dense is not None

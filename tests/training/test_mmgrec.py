@@ -26,6 +26,7 @@ from cemg_hf.training.collaborative import NegativeSampler
 from cemg_hf.training.loop import LoopConfig
 from cemg_hf.training.mmgrec import HistoryCollator, MMGRecConfig, MMGRecRanker, build_recommender, train_mmgrec
 from cemg_hf.training.rec_ids import RecIdConfig, RecIds, TripleCollator, content_features, make_rec_ids, training_graph
+from cemg_hf.training.systems import FAMILIES
 
 BLOCKS, BLOCK_ITEMS, USERS, LENGTH = 5, 12, 120, 9
 ITEMS = BLOCKS * BLOCK_ITEMS + 2  # the last two are bought by nobody
@@ -267,3 +268,10 @@ def test_the_recipe_lies_over_any_data_recipe() -> None:
     assert recipe.family == recipe.system == "mmgrec"
     assert isinstance(recipe.mmgrec, MMGRecConfig)
     assert recipe.mmgrec.rec_ids.codebook_size == 256
+
+
+def test_it_is_measured_with_the_beams_of_the_recipe(shop: Path, data: PreparedDataset) -> None:
+    recipe = load_recipe("beauty", ["evaluate={num_beams: 60, batch_size: 9}"], system="mmgrec")
+    found = FAMILIES["mmgrec"].ranker(recipe, {"train": shop / "model"}, data)
+    assert isinstance(found, MMGRecRanker)
+    assert (found.num_beams, found.batch_size) == (60, 9)

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from command_samples import write_shop
 from transformers import BertConfig, T5Config
 
@@ -161,6 +163,12 @@ def test_training_that_runs_out_of_time_or_is_killed_continues(ask: Ask, output:
     assert not answer["not_run"]
     report = json.loads((run / "model" / "training_report.json").read_text())
     assert [row["epoch"] for row in report["history"]] == [1, 2]
+
+
+def test_systems_of_one_study_may_differ_in_precision(ask: Ask, tmp_path: Path) -> None:
+    AcceleratorState._reset_state()
+    Accelerator(mixed_precision="bf16")  # what a system before this one leaves behind
+    assert not ask("rq1", ("gru4rec",), tmp_path, assignments=GRU)["not_run"]
 
 
 def test_other_settings_are_other_runs(shop: Path, output: Path) -> None:

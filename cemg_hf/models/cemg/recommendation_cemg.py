@@ -131,13 +131,15 @@ class RecommendationMixin(Base):
         if diversity is not None:
             diversity.check(num_beams)
         filters: dict[str, Any] = {"excluded_items": excluded_items, "allowed_items": allowed_items, "restricted": restricted}
-        dense_weight = self.config.dense_weight if dense_weight is None else dense_weight
+        of_codes = diversity is not None or new_item_boost is not None
+        if dense_weight is None:
+            dense_weight = 0.0 if of_codes else self.config.dense_weight
         if not 0 <= dense_weight <= 1:
             raise ValueError(f"dense_weight must lie in 0 … 1, got {dense_weight}")
         if dense_weight:
-            if diversity is not None or new_item_boost is not None:
+            if of_codes:
                 raise ValueError(
-                    "max_per_first_code, min_first_codes and new_item_boost are of the codes alone; pass dense_weight=0 with them "
+                    "max_per_first_code, min_first_codes and new_item_boost are of the codes alone; leave dense_weight out with them "
                     "(the dense tower finds new items by their content without a boost)"
                 )
             return self.hybrid_candidates(input_ids, attention_mask, num_beams, trie=trie, **filters).ranking(dense_weight, num_beams)
@@ -202,11 +204,20 @@ class RecommendationMixin(Base):
             first = ((items >= 0).sum(dim=1, keepdim=True) - longest).clamp(min=0)
             items = items.gather(1, first + torch.arange(longest, device=items.device))
         states = self.dense.last_states(items, vectors)
-        return (states @ vectors.T).float().log_softmax(dim=1)
+        scores = states.float() @ vectors.float().T
+        if self.dense.content is None:  # it knows nothing of new items, which come last
+            scores = torch.where(self._tower_rows() >= 0, scores, scores.amin(dim=1, keepdim=True) - 1)
+        return scores.log_softmax(dim=1)
 
     def dense_vectors(self) -> Tensor:
         """(N, d) the dense tower's vectors of the catalogue as it is now; new items are known by their content alone."""
         assert self.dense is not None
+        assert self.tokenizer is not None
+        content = self.tokenizer.item_vectors
+        return self.dense.item_vectors(self._tower_rows(), None if content is None else content.to(self.device))
+
+    def _tower_rows(self) -> Tensor:
+        """(N,) int64 row of each item in the dense tower, −1 for items that came after its training."""
         assert self.tokenizer is not None
         trie, tokenizer = self.trie, self.tokenizer
         kept = self._dense_rows
@@ -215,8 +226,7 @@ class RecommendationMixin(Base):
             leaves = trained.walk(tokenizer.item_codes.to(self.device))
             known = (leaves >= 0) & ~tokenizer.new_items.to(self.device)
             kept = self._dense_rows = (trie, torch.where(known, trained.leaf_items[leaves.clamp(min=0)].long(), -1))
-        content = None if tokenizer.item_vectors is None else tokenizer.item_vectors.to(self.device)
-        return self.dense.item_vectors(kept[1], content)
+        return kept[1]
 
     @torch.inference_mode()
     def score_items(self, input_ids: Tensor, attention_mask: Tensor, items: Tensor) -> Tensor:
@@ -487,7 +497,8 @@ class RecommendationMixin(Base):
             batch_size: users per forward pass.
             on_unknown: item ids that are not in the catalogue raise ("error") or are left out of histories and lists ("skip").
             dense_weight: w; an item's score is (1 − w) · Σ log p of its codes + w · log p of the dense tower (default: the model's own,
-                `config.dense_weight`). 0: the codes alone.
+                `config.dense_weight`, except with `max_per_first_code`, `min_first_codes` and `new_item_boost`, which are of the codes
+                alone). 0: the codes alone.
             new_item_boost: items added after training get beams of their own, and this bonus on their Σ log p; a decoder hardly
                 ever writes codes it was not trained on otherwise. 0: own beams without a bonus. None: all items share the beams.
             new_item_dense: weight of the cosine between a new item's content vector and the mean of the history's, added to its score.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -238,6 +239,15 @@ def test_bfloat16_scores_are_close_to_those_of_single_precision(tmp_path):
         assert score == pytest.approx(exact[item_id], abs=0.2)
 
 
+def test_log_probabilities_of_a_bfloat16_tower_are_taken_in_single_precision():
+    model = hybrid().to(torch.bfloat16).eval()
+    history = torch.tensor([[3, 1, 4]])
+    with torch.no_grad():
+        states, vectors = model.dense.last_states(history, model.dense_vectors()), model.dense_vectors()
+        found = model.dense_log_probs(history)
+    torch.testing.assert_close(found, (states.double() @ vectors.double().T).log_softmax(dim=1).float(), rtol=0, atol=1e-5)
+
+
 def test_a_model_without_a_tower_saves_none(tmp_path):
     generator(TOKENIZER).save_pretrained(tmp_path)
     loaded = CEMGForConditionalGeneration.from_pretrained(tmp_path)
@@ -286,9 +296,9 @@ def test_a_tower_with_content_needs_a_tokenizer_with_content():
         ({"dense_weight": -0.1}, r"dense_weight must lie in 0 … 1, got -0\.1"),
         ({"dense_weight": 1.01}, r"dense_weight must lie in 0 … 1, got 1\.01"),
         ({"dense_weight": math.nan}, "dense_weight must lie in"),
-        ({"dense_weight": 0.5, "max_per_first_code": 1}, "pass dense_weight=0 with them"),
-        ({"dense_weight": 0.5, "min_first_codes": 3}, "pass dense_weight=0 with them"),
-        ({"dense_weight": 0.5, "new_item_boost": 0.0}, "pass dense_weight=0 with them"),
+        ({"dense_weight": 0.5, "max_per_first_code": 1}, "leave dense_weight out with them"),
+        ({"dense_weight": 0.5, "min_first_codes": 3}, "leave dense_weight out with them"),
+        ({"dense_weight": 0.5, "new_item_boost": 0.0}, "leave dense_weight out with them"),
     ],
 )
 def test_impossible_requests_are_refused(options, message):
@@ -471,3 +481,19 @@ def test_distributions_stay_distributions_where_a_branch_has_no_mass_at_all():
 def test_no_targets_have_no_distributions():
     codes = item_tokenizer(20).item_codes
     assert code_distributions(torch.empty(0, 20), codes[:0], ItemTrie(codes, 8)).shape == (0, 3, 8)
+
+
+def test_what_is_of_the_codes_alone_leaves_the_tower_out():
+    model = hybrid(dense_weight=0.6)
+    for options in ({"max_per_first_code": 2}, {"new_item_boost": 0.0}):
+        assert model.recommend(HISTORIES, k=5, **options) == model.recommend(HISTORIES, k=5, dense_weight=0, **options)
+
+
+def test_new_items_come_last_for_a_tower_without_content():
+    model = hybrid()
+    before = model.dense_log_probs(torch.tensor([[3, 1], [5, -1]]))
+    model.tokenizer._catalogue = replace(model.tokenizer._catalogue, new_items=torch.arange(60) >= 55)
+    model._dense_rows = None
+    after = model.dense_log_probs(torch.tensor([[3, 1], [5, -1]]))
+    assert (after[:, 55:].amax(dim=1) < after[:, :55].amin(dim=1)).all()
+    torch.testing.assert_close(after[:, :55].softmax(dim=1), before[:, :55].softmax(dim=1))

@@ -35,6 +35,7 @@ COMMANDS = {"run", "quickstart", "prepare", "encode", "tokenize", "finetune", "e
     "convert",
     "download-images",
     "export",
+    "add-tower",
 }
 
 

@@ -270,22 +270,6 @@ def finetune(
     finetune_stage(settings.finetune, dataset, tokenizer, output, settings.seed)
 
 
-@app.command(name="add-tower")
-def add_tower(
-    recipe: RecipeArgument,
-    dataset: Dataset,
-    model: Annotated[Path, typer.Option(help="Folder written by `cemg finetune`; it stays as it is.")],
-    output: Output,
-    seed: Seed = None,
-    assignments: Assignments = None,
-) -> None:
-    """Train a dense tower for a finished generator (`finetune.dense` of the recipe), and choose its weight on validation users."""
-    from .training.tower import give_tower
-
-    settings = _recipe(recipe, assignments, seed)
-    give_tower(settings.finetune, dataset, model, output, settings.seed)
-
-
 @app.command()
 def evaluate(
     recipe: RecipeArgument,

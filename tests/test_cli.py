@@ -35,7 +35,6 @@ COMMANDS = {"run", "quickstart", "prepare", "encode", "tokenize", "finetune", "e
     "convert",
     "download-images",
     "export",
-    "add-tower",
 }
 
 

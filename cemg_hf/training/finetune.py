@@ -182,7 +182,7 @@ def finetune(config: FinetuneConfig, dataset: str | Path, tokenizer: str | Path,
         augmentation = Augmentation(seed, config.item_dropout, len(identifiers))
     teaches = config.objective.teacher_weight > 0
     collate = WindowCollator(windows, item_tokens, model.config.bos_token_id, model.config.item_causal, augmentation, teaches)
-    validation = Validation(partial(rank_by_codes, model, config), data, config.validation_users, seed)
+    validation = Validation(partial(_rank_by_codes, model, config), data, config.validation_users, seed)
     work = output.with_name(f".{output.name}.training")
     report = train(
         trained,
@@ -333,7 +333,7 @@ def add_tower(
     model.dense.requires_grad_(False)
 
 
-def rank_by_codes(model: CEMGForConditionalGeneration, config: FinetuneConfig, cases: EvaluationCases) -> npt.NDArray[np.int64]:
+def _rank_by_codes(model: CEMGForConditionalGeneration, config: FinetuneConfig, cases: EvaluationCases) -> npt.NDArray[np.int64]:
     """Validation lists of the generator itself, whose weights are those of whatever wraps it (adapters, data parallelism)."""
     ranked, _ = rank_histories(
         model,

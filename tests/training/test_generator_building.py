@@ -19,10 +19,10 @@ from cemg_hf.training.finetune import (
     FinetuneConfig,
     GeneratorConfig,
     LoraSettings,
+    _rank_by_codes,
     add_adapters,
     build_generator,
     load_tokenizer,
-    rank_by_codes,
 )
 from cemg_hf.training.validation import Validation
 
@@ -211,7 +211,7 @@ def test_validation_measures_the_lists_that_the_generator_recommends():
     data = prepared([rng.choice(NUM_ITEMS, size, replace=False).tolist() for size in rng.integers(1, 9, 50)])
     model = build_generator(GeneratorConfig(**SIZES), item_tokenizer()).eval()
     cases = data.evaluation_cases("validation")
-    metrics = Validation(partial(rank_by_codes, model, FinetuneConfig()), data, 0, seed=1)(model)
+    metrics = Validation(partial(_rank_by_codes, model, FinetuneConfig()), data, 0, seed=1)(model)
     histories = [[ITEM_IDS[item] for item in row] for row in cases.histories.to_lists()]
     hits = [
         ITEM_IDS[target] in [item.item_id for item in row]
@@ -220,7 +220,7 @@ def test_validation_measures_the_lists_that_the_generator_recommends():
     assert metrics["hr@10"] == pytest.approx(np.mean(hits))
     assert metrics.keys() == {"hr@10", "ndcg@10", "hr@20", "ndcg@20"}
     few = FinetuneConfig(validation_beams=10)
-    assert Validation(partial(rank_by_codes, model, few), data, 0, seed=1)(model).keys() == {"hr@10", "ndcg@10"}
+    assert Validation(partial(_rank_by_codes, model, few), data, 0, seed=1)(model).keys() == {"hr@10", "ndcg@10"}
 
 
 def test_validation_that_cannot_be_done_is_refused():

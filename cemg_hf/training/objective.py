@@ -34,7 +34,7 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         self.objective()
 
-    def objective(self, repeats: bool = False) -> Objective:
+    def objective(self, repeats: bool = True) -> Objective:
         """What only training needs to know; `repeats`: whether somebody has an item twice in the training data."""
         excludes = not repeats if self.teacher_excludes_history is None else self.teacher_excludes_history
         try:
@@ -42,7 +42,7 @@ class ObjectiveConfig:
         except ValueError as error:
             raise CEMGError(str(error)) from error
 
-    def apply(self, model: CEMGForConditionalGeneration, repeats: bool = False) -> None:
+    def apply(self, model: CEMGForConditionalGeneration, repeats: bool = True) -> None:
         """Let `model` train by these settings, on data with or without repeats.
 
         `constrained` goes into its configuration, because its rankings depend on it.

@@ -65,5 +65,6 @@ def test_keys_follow_everything_before_a_stage_and_nothing_after_it() -> None:
     base = keys()
     assert keys("finetune.loop.epochs=1") == base
     assert {stage for stage, key in keys("encode.dimension=8").items() if key != base[stage]} == {"encode", "tokenize"}
-    assert {stage for stage, key in keys(system="tiger").items() if key != base[stage]} == {"tokenize"}
+    assert {stage for stage, key in keys(system="letter").items() if key != base[stage]} == {"tokenize"}
+    assert {stage for stage, key in keys(system="tiger").items() if key != base[stage]} == {"encode", "tokenize"}
     assert not set(keys(seed=2).values()) & set(base.values())

@@ -82,7 +82,9 @@ def _cells(envelope: Mapping[str, Any], recipe: str) -> list[Cell]:
     """The columns of a table."""
     study, about = envelope["study"], envelope["recipes"][recipe]
     if study == "rq3":
-        return [Cell(*key.split(".", 1), title) for title, key in COLUMNS["rq3"].items()]
+        return [
+            Cell(part, metric, title) for title, (part, _, metric) in ((title, key.partition(".")) for title, key in COLUMNS["rq3"].items())
+        ]
     bases = cold_parts(about) if study == "rq5" else ["test"]
     parts = [part + suffix for part in bases for suffix in ("", EXCLUDING)]
     metrics = ("hr@10", "ndcg@10", "hr@20", "ndcg@20") if study == "rq1" else ("hr@10", "ndcg@10")

@@ -6,7 +6,6 @@ import json
 import shutil
 from pathlib import Path
 
-import torch
 import yaml
 
 from ..artefacts import Manifest, fingerprint_path, write_folder, write_text
@@ -14,7 +13,7 @@ from ..errors import CEMGError
 from ..training.loading import open_model
 from .model_card import model_card
 
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+DTYPES = ("bfloat16", "float16", "float32")
 
 
 def export_model(run: str | Path, output: str | Path, *, name: str | None = None, dtype: str = "bfloat16") -> Path:
@@ -38,7 +37,7 @@ def export_model(run: str | Path, output: str | Path, *, name: str | None = None
     recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
     result = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     report = json.loads((run / "model" / "training_report.json").read_text(encoding="utf-8"))
-    model = open_model(run / "model").to(DTYPES[dtype])
+    model = open_model(run / "model", dtype=dtype)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     stages = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in result["seconds_by_stage"].items())
     training = (

@@ -153,7 +153,7 @@ def build_network(config: SequentialConfig, data: PreparedDataset, tokenizer: st
     except ValueError as error:
         raise CEMGError(f"sequential.settings: {error}") from error
     if content is not None:
-        model.content_vectors = content  # type: ignore[assignment]
+        model.content_vectors = content
     model.item_ids = list(data.item_ids)
     return model
 
@@ -172,7 +172,7 @@ class NetworkRanker:
             CEMGError: no such model there, or another catalogue.
         """
         path = Path(folder) / "config.json"
-        kind = json.loads(path.read_text(encoding="utf-8")).get("model_type") if path.is_file() else None
+        kind = str(json.loads(path.read_text(encoding="utf-8")).get("model_type")) if path.is_file() else ""
         if kind not in NETWORKS:
             raise CEMGError(f"{folder}: holds no {' or '.join(NETWORKS)}; train one with `cemg run … --system sasrec`")
         model = NETWORKS[kind][1].from_pretrained(folder)

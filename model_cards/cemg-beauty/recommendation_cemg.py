@@ -182,7 +182,7 @@ class RecommendationMixin(Base):
         if self.dense is None:
             raise ValueError("this model has no dense tower, so dense_weight must be 0; train one with finetune.dense")
         trie = self.trie if trie is None else trie
-        filters = {"excluded_items": excluded_items, "allowed_items": allowed_items, "restricted": restricted}
+        filters: dict[str, Any] = {"excluded_items": excluded_items, "allowed_items": allowed_items, "restricted": restricted}
         with self._evaluating():
             encoded = self._encode_history(input_ids, attention_mask)
             written, codes = self._search(trie, *encoded, num_beams, None, **filters)

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import yaml
 
-from ..artefacts import Manifest, fingerprint_path, write_folder, write_text
+from ..artefacts import Manifest, fingerprint_path, read_manifest, write_folder, write_text
 from ..errors import CEMGError
 from ..training.loading import open_model
 from .model_card import model_card
 
+STAGE = "export"
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -26,7 +27,7 @@ def export_model(run: str | Path, output: str | Path, *, name: str | None = None
         dtype: precision of the weights; scores are summed in single precision whatever it is.
 
     Raises:
-        CEMGError: a run that is not complete, or an unknown precision.
+        CEMGError: a run that is not complete, an unknown precision, or an output that holds something else than an exported model.
     """
     run, output = Path(run), Path(output)
     if dtype not in DTYPES:
@@ -34,6 +35,8 @@ def export_model(run: str | Path, output: str | Path, *, name: str | None = None
     missing = [part for part in ("recipe.yaml", "metrics.json", "model/config.json") if not (run / part).is_file()]
     if missing:
         raise CEMGError(f"{run}: {missing[0]} is missing; finish the run with `cemg run` first")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())) and (read_manifest(output) or {}).get("stage") != STAGE:
+        raise CEMGError(f"{output}: exists and is no exported model, and would be replaced; name another folder")
     recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
     result = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     report = json.loads((run / "model" / "training_report.json").read_text(encoding="utf-8"))
@@ -55,7 +58,7 @@ def export_model(run: str | Path, output: str | Path, *, name: str | None = None
         training=training,
         tokenizer=model.tokenizer,
     )
-    manifest = Manifest("export", {"dtype": dtype, "name": name}, {"model": fingerprint_path(run / "model")}, recipe["seed"])
+    manifest = Manifest(STAGE, {"dtype": dtype, "name": name}, {"model": fingerprint_path(run / "model")}, recipe["seed"])
     with write_folder(output, manifest) as scratch:
         model.save_pretrained(scratch)
         write_text(scratch / "README.md", card)

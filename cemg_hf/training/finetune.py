@@ -193,7 +193,7 @@ def finetune(config: FinetuneConfig, dataset: str | Path, tokenizer: str | Path,
         evaluate=validation,
         folder=work,
         seed=seed,
-        identity=fingerprint(json.dumps(manifest.as_dict()["inputs"] | _learned_otherwise(config), sort_keys=True)),
+        identity=fingerprint(json.dumps(manifest.as_dict()["inputs"] | _settings_beside_the_loop(config), sort_keys=True)),
         on_epoch=None if augmentation is None else augmentation.set_epoch,
     )
     if report.stopped_by == "time_budget":
@@ -221,11 +221,9 @@ def finetune(config: FinetuneConfig, dataset: str | Path, tokenizer: str | Path,
     return output
 
 
-def _learned_otherwise(config: FinetuneConfig) -> dict[str, Any]:
-    """Settings outside the loop's that change what is learned, as far as they are not the defaults; a run continues under its own only."""
-    learned: dict[str, Any] = {} if config.objective == ObjectiveConfig() else {"objective": asdict(config.objective)}
-    learned |= {} if config.dense is None else {"dense": asdict(config.dense)}
-    return learned | ({"item_dropout": config.item_dropout} if config.item_dropout else {})
+def _settings_beside_the_loop(config: FinetuneConfig) -> dict[str, Any]:
+    """What else decides a run, which continues under the same only; the loop compares its own settings."""
+    return {name: value for name, value in asdict(config).items() if name != "loop"}
 
 
 def has_repeats(sequences: Ragged) -> bool:

@@ -68,3 +68,14 @@ def test_what_is_missing_is_named(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(CEMGError, match="dtype: 'int8'"):
         export_model(finished, tmp_path / "published", dtype="int8")
     assert not (tmp_path / "published").exists()
+
+
+def test_a_folder_of_something_else_is_not_replaced(finished: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "photos" / "one.jpg"
+    precious.parent.mkdir()
+    precious.write_bytes(b"picture")
+    with pytest.raises(CEMGError, match="is no exported model, and would be replaced"):
+        export_model(finished, precious.parent)
+    assert precious.read_bytes() == b"picture"
+    exported = export_model(finished, tmp_path / "published")
+    assert export_model(finished, exported, dtype="float16") == exported  # its own output may be made anew

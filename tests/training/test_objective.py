@@ -6,7 +6,8 @@ import pytest
 
 from cemg_hf.errors import CEMGError
 from cemg_hf.models.cemg import Objective
-from cemg_hf.training.finetune import FinetuneConfig, _learned_otherwise
+from cemg_hf.training.finetune import FinetuneConfig, GeneratorConfig, _settings_beside_the_loop
+from cemg_hf.training.loop_config import LoopConfig
 from cemg_hf.training.objective import ObjectiveConfig
 
 
@@ -21,9 +22,15 @@ def test_the_default_is_the_default_of_the_model() -> None:
     assert ObjectiveConfig(0.1, True, 0.7, 0.2).objective() == Objective(0.1, 0.7, 0.2)
 
 
-def test_a_run_is_told_apart_by_what_changes_it() -> None:
-    assert _learned_otherwise(FinetuneConfig()) == {}  # checkpoints of runs without these settings go on
-    assert _learned_otherwise(FinetuneConfig(item_dropout=0.1)) == {"item_dropout": 0.1}
-    assert "objective" in _learned_otherwise(FinetuneConfig(objective=ObjectiveConfig(temperature=0.7)))
+def test_everything_but_the_loop_decides_which_run_continues() -> None:
+    base = _settings_beside_the_loop(FinetuneConfig())
+    assert _settings_beside_the_loop(FinetuneConfig(loop=LoopConfig(time_budget_s=5.0))) == base
+    for changed in (
+        FinetuneConfig(item_dropout=0.1),
+        FinetuneConfig(objective=ObjectiveConfig(temperature=0.7)),
+        FinetuneConfig(generator=GeneratorConfig(dropout_rate=0.2)),
+        FinetuneConfig(validation_users=7),
+    ):
+        assert _settings_beside_the_loop(changed) != base
     with pytest.raises(CEMGError, match="item_dropout"):
         FinetuneConfig(item_dropout=1.0)

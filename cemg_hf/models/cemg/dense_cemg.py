@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-EMBEDDING_STD = 0.02  # small as scores, and scaled up when read: with 1/√d for both, validation NDCG@10 on Beauty was 5 % lower
+EMBEDDING_STD = 0.02
+"""Small as scores, and scaled up when read. Against 1/√d for both, at a learning rate of its own, validation NDCG@10 rose 5 % on Beauty."""
 LAYERS = ("sasrec", "ligr")
 LOSSES = ("sampled", "full", "bce")
 

@@ -280,7 +280,7 @@ def evaluate(
     assignments: Assignments = None,
 ) -> None:
     """Rank the whole catalogue for every test user; write metrics and predictions."""
-    from .training.evaluate import METRICS_NAME
+    from .evaluation.runs import METRICS_NAME
     from .training.evaluate import evaluate as evaluate_stage
 
     settings = _recipe(recipe, assignments, seed)

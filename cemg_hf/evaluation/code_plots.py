@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import CEMGError
-from .report import COLOURS, _figure, _save
+from .drawing import COLOURS, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +40,7 @@ def plot_codes(metrics: Mapping[str, Any], path: str | Path, title: str = "Item 
     rows = math.ceil(len(shown) / COLUMNS)
     # Panels spread evenly, the fuller rows first: 7 are 3 + 2 + 2.
     sizes = [len(part) for part in np.array_split(np.arange(len(shown)), rows)]
-    figure = _figure(12, 0.9 + 2.9 * rows)
+    figure = new_figure(12, 0.9 + 2.9 * rows)
     grid = figure.add_gridspec(rows, LCM_OF_ROWS)
     places = [
         grid[row, column * LCM_OF_ROWS // size : (column + 1) * LCM_OF_ROWS // size]
@@ -59,7 +59,7 @@ def plot_codes(metrics: Mapping[str, Any], path: str | Path, title: str = "Item 
     codes = {"nearest": "nearest codes", "resolved": "codes after resolution"}.get(metrics.get("assignment", ""), "codes")
     geometry = f"{metrics['items']:,} items, {len(metrics['levels'])} levels × {metrics['codebook_size']} codes; {codes}"
     figure.suptitle(f"{title}\n{geometry}", fontsize=12)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _frequencies(panel: Axes, metrics: Mapping[str, Any]) -> None:

@@ -20,6 +20,7 @@ from .predictions import Predictions
 from .protocol import EXCLUDING, cold_start_slices
 from .report import SliceIntervals, SliceValues
 from .runs import MeasuredRun
+from .seeds import sample_std
 
 DEFAULT_METRIC, DEFAULT_SLICE = "ndcg@10", "test_excluding_history"
 DEFAULT_COLD_THRESHOLD = 5
@@ -251,7 +252,7 @@ def _row(name: str, members: Sequence[MeasuredRun], cases: _SharedCases | None) 
             metrics.setdefault(part, {})[metric] = round(mean) if metric == "n" and mean is not None else mean
             if metric == "n":
                 continue
-            std.setdefault(part, {})[metric] = float(np.std(measured)) if known else None
+            std.setdefault(part, {})[metric] = float(sample_std(measured)) if known else None
             if cases is not None and metric.partition("@")[0] in METRICS:
                 values = cases.values(members, metric, part)
                 found = bootstrap_interval(values) if len(values) else None

@@ -11,8 +11,8 @@ import numpy as np
 
 from ..artefacts import result_envelope, write_json, write_text
 from .comparison import DEFAULT_METRIC, DEFAULT_SLICE, ComparedSystem, Comparison, compare
+from .drawing import COLOURS, metric_label, new_figure, save_figure, slice_title, whiskers
 from .protocol import EXCLUDING
-from .report import COLOURS, _figure, _label, _save, _title, _whiskers
 from .runs import read_runs
 
 if TYPE_CHECKING:
@@ -33,14 +33,15 @@ GREY = "#777777"
 
 def format_comparison(comparison: Comparison) -> str:
     """Markdown: accuracy per slice with 95 % intervals, what is recommended beside accuracy, and the paired differences."""
-    blocks = [_block(comparison, part, names, _title(part)) for part, names in BLOCKS]
+    blocks = [_block(comparison, part, names, slice_title(part)) for part, names in BLOCKS]
     blocks += [
-        _block(comparison, "test" + suffix, BEYOND, f"Beyond accuracy, {_title('test' + suffix).lower()}") for suffix in ("", EXCLUDING)
+        _block(comparison, "test" + suffix, BEYOND, f"Beyond accuracy, {slice_title('test' + suffix).lower()}")
+        for suffix in ("", EXCLUDING)
     ]
     if comparison.pairs:
         n = comparison.pairs[0].n
         lines = [
-            f"### Paired differences, {_label(comparison.metric)}, {_title(comparison.slice).lower()} (n = {n:,})",
+            f"### Paired differences, {metric_label(comparison.metric)}, {slice_title(comparison.slice).lower()} (n = {n:,})",
             "",
             "| Systems | difference | 95 % interval | p | p, Holm |",
             "|---|---:|---:|---:|---:|",
@@ -65,7 +66,7 @@ def _block(comparison: Comparison, part: str, names: tuple[str, ...], title: str
     lines = [
         f"### {title}" + (f" (n = {only:,.0f})" if only is not None else ""),
         "",
-        "| System | " + " | ".join(_label(name) for name in shown) + " |",
+        "| System | " + " | ".join(metric_label(name) for name in shown) + " |",
         "|---" + "|---:" * len(shown) + "|",
         *(f"| {system.name} | " + " | ".join(_cell(system, part, name) for name in shown) + " |" for system in systems),
     ]
@@ -96,14 +97,14 @@ def plot_comparison(comparison: Comparison, path: str | Path, title: str = "") -
         title: what was compared, on what.
     """
     rows = max(len(comparison.systems), len(comparison.pairs))
-    figure = _figure(12 if comparison.pairs else 7, 1.6 + 0.34 * max(rows, 5))
+    figure = new_figure(12 if comparison.pairs else 7, 1.6 + 0.34 * max(rows, 5))
     panels = figure.subplots(1, 2 if comparison.pairs else 1, squeeze=False)[0]
     _draw_systems(panels[0], comparison)
     if comparison.pairs:
         _draw_pairs(panels[1], comparison)
     if title:
         figure.suptitle(title, fontsize=12)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_systems(panel: Axes, comparison: Comparison) -> None:
@@ -115,7 +116,7 @@ def _draw_systems(panel: Axes, comparison: Comparison) -> None:
         [0.0 if value is None else value for value in values],
         0.7,
         color=COLOURS[4],
-        xerr=_whiskers(values, intervals),
+        xerr=whiskers(values, intervals),
         error_kw={"linewidth": 1},
     )
     panel.bar_label(bars, ["n/a" if value is None else f"{value:.4f}" for value in values], padding=4, fontsize=8)
@@ -123,7 +124,7 @@ def _draw_systems(panel: Axes, comparison: Comparison) -> None:
     panel.margins(x=0.18)
     panel.set_ylim(len(values) - 0.5, -0.5)
     panel.set_xlim(left=0)
-    panel.set_title(f"{_label(comparison.metric)}, {_title(comparison.slice).lower()}", fontsize=10)
+    panel.set_title(f"{metric_label(comparison.metric)}, {slice_title(comparison.slice).lower()}", fontsize=10)
     panel.spines[["top", "right"]].set_visible(False)
 
 

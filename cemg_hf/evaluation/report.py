@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from ..errors import CEMGError
+from .drawing import COLOURS, SLICE_TITLES, metric_label, new_figure, save_figure, slice_title, whiskers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 # slice -> metric -> value, and [low, high]
 SliceValues: TypeAlias = Mapping[str, Mapping[str, float | int | None]]
@@ -20,19 +20,6 @@ SliceIntervals: TypeAlias = Mapping[str, Mapping[str, Sequence[float] | None]]
 # system -> slice -> metric -> the same
 SystemMetrics: TypeAlias = Mapping[str, SliceValues]
 SystemIntervals: TypeAlias = Mapping[str, SliceIntervals]
-
-SLICE_TITLES = {
-    "test": "Test",
-    "test_excluding_history": "Test, history items excluded",
-    "test_cold": "Cold start",
-    "test_cold_excluding_history": "Cold start, history items excluded",
-    "test_cold_0": "Cold start, 0 training interactions",
-    "test_cold_0_excluding_history": "Cold start, 0 training interactions, history items excluded",
-    "test_cold_1_5": "Cold start, 1–5 training interactions",
-    "test_cold_1_5_excluding_history": "Cold start, 1–5 training interactions, history items excluded",
-}
-# Okabe & Ito: told apart by colour-blind readers too.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
 
 
 def format_table(metrics: SystemMetrics) -> str:
@@ -45,9 +32,9 @@ def format_table(metrics: SystemMetrics) -> str:
         shared = counts.pop() if len(counts) == 1 else None
         columns = names if shared is not None or counts <= {None} else [*names, "n"]
         lines = [
-            f"### {_title(slice_name)}" + (f" (n = {shared:,})" if shared is not None else ""),
+            f"### {slice_title(slice_name)}" + (f" (n = {shared:,})" if shared is not None else ""),
             "",
-            "| System | " + " | ".join(_label(name) for name in columns) + " |",
+            "| System | " + " | ".join(metric_label(name) for name in columns) + " |",
             "|---" + "|---:" * len(columns) + "|",
             *(f"| {system} | " + " | ".join(_cell(row.get(name)) for name in columns) + " |" for system, row in rows.items()),
         ]
@@ -93,7 +80,7 @@ def plot_training_curve(history: Sequence[Mapping[str, Any]], path: str | Path, 
 
     from matplotlib.ticker import MaxNLocator
 
-    figure = _figure(8, 4.5)
+    figure = new_figure(8, 4.5)
     loss_axis = figure.add_subplot()
     metric_axis = loss_axis.twinx()
     epochs = [row["epoch"] for row in history]
@@ -103,7 +90,7 @@ def plot_training_curve(history: Sequence[Mapping[str, Any]], path: str | Path, 
         if points:
             marker = "o" if len(points) <= 40 else None
             lines += metric_axis.plot(
-                *zip(*points, strict=True), color=colour, marker=marker, markersize=3, label=f"Validation {_label(key)}"
+                *zip(*points, strict=True), color=colour, marker=marker, markersize=3, label=f"Validation {metric_label(key)}"
             )
     metric_axis.axvline(best["epoch"], color="black", linestyle=":", linewidth=1)
     lines += metric_axis.plot(
@@ -123,7 +110,7 @@ def plot_training_curve(history: Sequence[Mapping[str, Any]], path: str | Path, 
     loss_axis.spines["top"].set_visible(False)
     metric_axis.spines["top"].set_visible(False)
     figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), frameon=False, fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_metrics(
@@ -148,7 +135,7 @@ def plot_metrics(
     if not shown:
         raise CEMGError(f"metrics: no system has any of the slices {', '.join(slices)}; evaluate first")
     width = max(4.5, 1.0 + len(shown) * len(names) * (0.8 + 0.34 * len(metrics)))
-    figure = _figure(width, 4.2)
+    figure = new_figure(width, 4.2)
     panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     for panel, slice_name in zip(panels, shown, strict=True):
         _bars(panel, metrics, slice_name, names, intervals or {})
@@ -160,16 +147,7 @@ def plot_metrics(
         figure.suptitle(title, fontsize=12)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=max(2, min(len(labels), int(width / 2.2))), frameon=False, fontsize=9)
-    _save(figure, path)
-
-
-def _whiskers(values: Sequence[float | int | None], intervals: Sequence[Sequence[float] | None]) -> np.ndarray:
-    """(2, values) lengths of the error bars below and above; 0 where there is no interval."""
-    lengths = [
-        (0.0, 0.0) if value is None or not interval else (value - interval[0], interval[1] - value)
-        for value, interval in zip(values, intervals, strict=True)
-    ]
-    return np.maximum(np.array(lengths, dtype=float).T, 0)
+    save_figure(figure, path)
 
 
 def _top(metrics: SystemMetrics, intervals: SystemIntervals, system: str, part: str, name: str) -> float:
@@ -189,47 +167,20 @@ def _bars(panel: Axes, metrics: SystemMetrics, slice_name: str, names: Sequence[
             width * 0.92,
             color=COLOURS[number % len(COLOURS)],
             label=system,
-            yerr=_whiskers(values, [intervals.get(system, {}).get(slice_name, {}).get(name) for name in names]),
+            yerr=whiskers(values, [intervals.get(system, {}).get(slice_name, {}).get(name) for name in names]),
             error_kw={"linewidth": 1},
         )
         panel.bar_label(bars, ["n/a" if value is None else f"{value:.4f}" for value in values], rotation=90, padding=3, fontsize=8)
-    panel.set_xticks(groups, [_label(name) for name in names])
+    panel.set_xticks(groups, [metric_label(name) for name in names])
     counts = {slices[slice_name].get("n") for slices in metrics.values() if slice_name in slices} - {None}
-    panel.set_title(_title(slice_name) + (f"\nn = {counts.pop():,}" if len(counts) == 1 else ""), fontsize=10)
+    panel.set_title(slice_title(slice_name) + (f"\nn = {counts.pop():,}" if len(counts) == 1 else ""), fontsize=10)
     panel.spines[["top", "right"]].set_visible(False)
-
-
-def _figure(width: float, height: float) -> Figure:
-    # Imported here: metrics are computed in many processes that draw nothing. A bare Figure draws through Agg, without a display.
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained", dpi=150)
-
-
-def _save(figure: Figure, path: str | Path) -> None:
-    path = Path(path)
-    if path.suffix not in (".png", ".svg", ".pdf"):
-        raise CEMGError(f'{path}: figures are written as .png, .svg or .pdf, not "{path.suffix}"')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.partial")
-    figure.savefig(scratch, format=path.suffix[1:])
-    scratch.replace(path)
 
 
 def _slices(metrics: SystemMetrics) -> list[str]:
     """Slices in the order of `SLICE_TITLES`, unknown ones behind them in order of appearance."""
     present = dict.fromkeys(name for slices in metrics.values() for name in slices)
     return [*(name for name in SLICE_TITLES if name in present), *(name for name in present if name not in SLICE_TITLES)]
-
-
-def _title(slice_name: str) -> str:
-    return SLICE_TITLES.get(slice_name, slice_name.replace("_", " ").capitalize())
-
-
-def _label(metric: str) -> str:
-    """ "ndcg@10" -> "NDCG@10"; "coverage@10" -> "Coverage@10"."""
-    name, at, k = metric.partition("@")
-    return {"hr": "HR", "ndcg": "NDCG", "n": "n"}.get(name, name.replace("_", " ").capitalize()) + at + k
 
 
 def _cell(value: float | int | None) -> str:

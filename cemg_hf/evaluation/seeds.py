@@ -18,7 +18,7 @@ def over_seeds(runs: Mapping[str, Sequence[SliceValues]]) -> tuple[dict[str, Row
         runs: system -> one entry per seed, slice -> metric -> value; the slices and metrics of the first one are taken of all.
 
     Returns:
-        system -> slice -> metric -> mean, and the same of the standard deviation (over the seeds themselves: 0 for a single one). A value
+        system -> slice -> metric -> mean, and the same of the standard deviation (of a sample, over n − 1; 0 for a single seed). A value
         that any seed lacks is None; "n" stays an integer.
     """
 
@@ -31,7 +31,12 @@ def over_seeds(runs: Mapping[str, Sequence[SliceValues]]) -> tuple[dict[str, Row
             for system, seeds in runs.items()
         }
 
-    return reduced(np.mean), reduced(np.std)
+    return reduced(np.mean), reduced(sample_std)
+
+
+def sample_std(values: Sequence[float]) -> np.floating:
+    """Standard deviation over n − 1: what seeds say about other seeds. 0 for a single value."""
+    return np.std(values, ddof=min(1, len(values) - 1))
 
 
 def _reduced(values: Sequence[float | int | None], metric: str, reduce: Callable[[Sequence[float]], np.floating]) -> float | int | None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .drawing import COLOURS, metric_label, new_figure, save_figure, slice_title
 from .protocol import EXCLUDING
-from .report import COLOURS, _figure, _label, _save, _title
 from .study_report import (
     FULL,
     QUESTIONS,
@@ -56,13 +56,13 @@ def plot_study(envelope: Mapping[str, Any], path: str | Path) -> None:
     recipes = list(envelope["recipes"])
     swept = envelope["study"] == "rq4"
     heights = [3.4 if swept else 1.3 + 0.42 * max(len(rows_of(envelope, recipe)), 3) for recipe in recipes]
-    figure = _figure(max(3.4 * columns, 9) if swept else 12, 0.9 + sum(heights))
+    figure = new_figure(max(3.4 * columns, 9) if swept else 12, 0.9 + sum(heights))
     parts = figure.subfigures(len(recipes), 1, squeeze=False, height_ratios=heights)[:, 0]
     for part, recipe in zip(parts, recipes, strict=True):
         panels = part.subplots(1, columns, squeeze=False)[0]
         draw(panels, envelope, recipe)
         part.suptitle(_figure_title(envelope, recipe), fontsize=11)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _figure_title(envelope: Mapping[str, Any], recipe: str) -> str:
@@ -78,21 +78,21 @@ def _figure_title(envelope: Mapping[str, Any], recipe: str) -> str:
 def _draw_overall(panels: Sequence[Axes], envelope: Mapping[str, Any], recipe: str) -> None:
     for panel, metric in zip(panels, ("hr@10", "ndcg@10"), strict=True):
         series = {part: [Cell(part, metric, short_title(part) + cases_of(envelope, recipe, part))] for part in ("test", f"test{EXCLUDING}")}
-        _bars(panel, envelope, recipe, series, _label(metric))
+        _bars(panel, envelope, recipe, series, metric_label(metric))
 
 
 def _draw_cold(panels: Sequence[Axes], envelope: Mapping[str, Any], recipe: str) -> None:
     parts = [headline(envelope, recipe, part) for part in cold_parts(envelope["recipes"][recipe])]
     for panel, metric in zip(panels, ("hr@10", "ndcg@10"), strict=True):
         series = {part: [Cell(part, metric, short_title(part) + cases_of(envelope, recipe, part))] for part in parts}
-        _bars(panel, envelope, recipe, series, _label(metric))
+        _bars(panel, envelope, recipe, series, metric_label(metric))
 
 
 def _draw_ablations(panels: Sequence[Axes], envelope: Mapping[str, Any], recipe: str) -> None:
     part = headline(envelope, recipe)
     for panel, metric in zip(panels, ("hr@10", "ndcg@10"), strict=True):
         cell = Cell(part, metric, short_title(part) + cases_of(envelope, recipe, part))
-        _bars(panel, envelope, recipe, {part: [cell]}, f"{_label(metric)}, {cell.title}", differences=True)
+        _bars(panel, envelope, recipe, {part: [cell]}, f"{metric_label(metric)}, {cell.title}", differences=True)
         full = full_row(envelope, recipe, WHOLE)
         reference = None if full is None else value_of(envelope["metrics"], full, cell)
         if reference is not None:
@@ -179,7 +179,7 @@ def _draw_sweeps(panels: Sequence[Axes], envelope: Mapping[str, Any], recipe: st
         panel.spines[["top", "right"]].set_visible(False)
         if len(parts) > 1:
             panel.legend(fontsize=7.5, frameon=False)
-    panels[0].set_ylabel(f"NDCG@10, {_title(cell.part).lower()}", fontsize=8)
+    panels[0].set_ylabel(f"NDCG@10, {slice_title(cell.part).lower()}", fontsize=8)
 
 
 def _points(envelope: Mapping[str, Any], recipe: str, symbol: str, part: str, cell: Cell) -> Iterator[tuple[float, float, float]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from .drawing import metric_label
 from .protocol import EXCLUDING
-from .report import _label
 
 QUESTIONS: Mapping[str, str] = {
     "rq1": "overall",
@@ -23,7 +23,10 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
     "rq5": {
         title: f"{part}{EXCLUDING}.{metric}"
         for part, words in COLD_PARTS.items()
-        for title, metric in ((f"n, {words} interactions", "n"), *((f"{_label(name)}, {words}", name) for name in ("hr@10", "ndcg@10")))
+        for title, metric in (
+            (f"n, {words} interactions", "n"),
+            *((f"{metric_label(name)}, {words}", name) for name in ("hr@10", "ndcg@10")),
+        )
     },
 }
 """Of questions whose tables are no plain table of accuracy: title → key of the value, `slice.metric`."""
@@ -89,7 +92,7 @@ def _cells(envelope: Mapping[str, Any], recipe: str) -> list[Cell]:
     parts = [part + suffix for part in bases for suffix in ("", EXCLUDING)]
     metrics = ("hr@10", "ndcg@10", "hr@20", "ndcg@20") if study == "rq1" else ("hr@10", "ndcg@10")
     counts = {part: cases_of(envelope, recipe, part) for part in parts}
-    return [Cell(part, metric, f"{_label(metric)}, {short_title(part)}{counts[part]}") for part in parts for metric in metrics]
+    return [Cell(part, metric, f"{metric_label(metric)}, {short_title(part)}{counts[part]}") for part in parts for metric in metrics]
 
 
 def cold_parts(about: Mapping[str, Any]) -> dict[str, str]:

@@ -22,14 +22,12 @@ from ..evaluation.popularity import PopularityRecommender
 from ..evaluation.predictions import Predictions, write_predictions
 from ..evaluation.protocol import evaluate_rankings, ranking_intervals
 from ..evaluation.report import plot_metrics
+from ..evaluation.runs import FLOOR, METRICS_NAME
 from ..models.cemg import CEMGForConditionalGeneration
 from .ranking import rank_histories
 
 logger = logging.getLogger(__name__)
 
-METRICS_NAME = "metrics.json"
-FLOOR = "popularity"
-"""The system that every run is measured beside."""
 LIST_LENGTH = max(DEFAULT_KS)
 
 FloatArray = npt.NDArray[np.float32]

@@ -40,8 +40,11 @@ def train_lightgcn(config: CollaborativeConfig, dataset: str | Path, output: str
     data = PreparedDataset.load(dataset)
     result = train_collaborative(data, config, seed)
     with write_folder(output, manifest, started) as scratch:
+        users = torch.from_numpy(result.user_embeddings).contiguous()
+        trained = torch.from_numpy(data.train_sequences().lengths > 0)
+        users[~trained] = users[trained].mean(dim=0)  # a split by time has users whom the graph does not know: their rows are still random
         tensors = {
-            "users": torch.from_numpy(result.user_embeddings).contiguous(),
+            "users": users,
             "items": torch.from_numpy(result.item_embeddings),
             "known": torch.from_numpy(result.mask),
         }
@@ -51,7 +54,10 @@ def train_lightgcn(config: CollaborativeConfig, dataset: str | Path, output: str
 
 
 class LightGCNRanker:
-    """Rankings by e_u · e_i. A user is the embedding of her training interactions, also at test time; items without any do not come out."""
+    """Rankings by e_u · e_i. A user is the embedding of her training interactions, also at test time, and the mean user where she has none.
+
+    Items without training interactions do not come out.
+    """
 
     def __init__(self, users: torch.Tensor, items: torch.Tensor, known: torch.Tensor) -> None:
         """users (U, d), items (N, d), known (N,) bool: items that were in the graph."""

@@ -109,7 +109,9 @@ def train_mmgrec(config: MMGRecConfig, dataset: str | Path, features: str | Path
         evaluate=Validation(rank, data, config.validation_users, seed),
         folder=work / "recommender",
         seed=seed,
-        identity=fingerprint(json.dumps(inputs, sort_keys=True), rec_ids.item_codes.numpy().tobytes()),
+        identity=fingerprint(
+            json.dumps(inputs | {"dropout_rate": config.dropout_rate}, sort_keys=True), rec_ids.item_codes.numpy().tobytes()
+        ),
     )
     if report.stopped_by == "time_budget":
         raise CEMGError(f"mmgrec: time budget of {config.loop.time_budget_s} s used up; run the same command again to continue from {work}")

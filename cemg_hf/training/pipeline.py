@@ -16,10 +16,11 @@ import yaml
 from ..artefacts import MANIFEST_NAME, result_envelope, write_json, write_text
 from ..data.prepare import prepare
 from ..errors import CEMGError
+from ..evaluation.runs import METRICS_NAME
 from ..evaluation.seeds import over_seeds
 from .deadline import OutOfTime, time_is_up
 from .encode import encode
-from .evaluate import METRICS_NAME, evaluate
+from .evaluate import evaluate
 from .finetune import finetune
 from .stage_store import StageStore
 from .systems import FAMILIES, evaluate_system, stages_of

@@ -227,7 +227,7 @@ def _train_graph(
         evaluate=Validation(rank, data, validation_users, seed),
         folder=work,
         seed=seed,
-        identity=" ".join(inputs.values()),
+        identity=" ".join([*inputs.values(), f"l2={config.l2}"]),
     )
     if report.stopped_by == "time_budget":
         raise CEMGError(

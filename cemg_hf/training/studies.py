@@ -18,13 +18,13 @@ from ..artefacts import result_envelope, write_json, write_text
 from ..errors import CEMGError
 from ..evaluation.protocol import EXCLUDING
 from ..evaluation.report import SliceValues
+from ..evaluation.runs import FLOOR, METRICS_NAME
 from ..evaluation.seeds import over_seeds
 from ..evaluation.study_plots import plot_study
 from ..evaluation.study_report import COLUMNS, QUESTIONS, format_study
 from ..recipes import CEMG, Recipe, load_recipe, system_names
 from .deadline import OutOfTime, time_is_up, time_limit
 from .encode import REPORT_NAME
-from .evaluate import FLOOR, METRICS_NAME
 from .latency import LatencyConfig, measure_latency
 from .pipeline import FOLDERS, STAGES, run
 from .stage_store import SHARED_STAGES, StageStore

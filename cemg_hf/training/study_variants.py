@@ -74,6 +74,10 @@ def ablated(recipe: Recipe, modalities: Sequence[str], init_from: str | None = N
         variants.append(Variant("equal weights in fusion", CEMG, ("tokenize.fusion=equal",)))
     if content and recipe.tokenize.next_item.epochs:
         variants.append(Variant("fusion by reconstruction", CEMG, ("tokenize.next_item.epochs=0",)))
+    if recipe.finetune.objective.constrained:
+        variants.append(Variant("softmax over all codes", CEMG, ("finetune.objective.constrained=false",)))
+    if recipe.finetune.item_dropout:
+        variants.append(Variant("without item dropout", CEMG, ("finetune.item_dropout=0",)))
     if recipe.finetune.objective.teacher_weight:
         variants.append(Variant("without teacher", CEMG, ("finetune.objective.teacher_weight=0",)))
     if recipe.finetune.dense is not None:

@@ -67,7 +67,7 @@ def test_seeds_of_a_system_are_one_row(tmp_path: Path) -> None:
     assert (row.seeds, row.sources) == ([1, 2, 3], [str(place) for place in places])
     measured = [run.metrics["test"]["hr@10"] for run in runs[:3]]
     assert row.metrics["test"]["hr@10"] == pytest.approx(np.mean(measured))  # type: ignore[arg-type]
-    assert row.std["test"]["hr@10"] == pytest.approx(np.std(measured))  # type: ignore[arg-type]
+    assert row.std["test"]["hr@10"] == pytest.approx(np.std(measured, ddof=1))  # type: ignore[arg-type]
     assert row.metrics["test"]["n"] == USERS
     assert (single.std, floor.std) == ({}, {})
     means = np.mean([per_case_metrics(hit_ranks(one.ranked, one.targets), [10])["hr@10"] for one in seeds.values()], axis=0)

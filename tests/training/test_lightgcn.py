@@ -12,6 +12,7 @@ from shop_samples import ITEMS, USERS, walks, write_dataset
 
 from cemg_hf.artefacts import MANIFEST_NAME
 from cemg_hf.data import EvaluationCases, PreparedDataset, Ragged
+from cemg_hf.data.dataset import SPLIT_FILE
 from cemg_hf.errors import CEMGError
 from cemg_hf.training.collaborative import CollaborativeConfig, train_collaborative
 from cemg_hf.training.lightgcn import EMBEDDINGS_FILE, LightGCNRanker, train_lightgcn
@@ -86,3 +87,16 @@ def test_masked_items_never_come_out() -> None:
     cases = EvaluationCases(np.zeros(1, dtype=np.int64), Ragged.from_lists([[0]]), np.zeros(1, dtype=np.int64))
     assert ranker(cases, 3, exclude_history=False)[0].tolist() == [[2, 0, -1]]
     assert ranker(cases, 3, exclude_history=True)[0].tolist() == [[2, -1, -1]]
+
+
+def test_users_whom_the_graph_does_not_know_are_the_mean_of_those_it_knows(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "dataset", walks())  # timestamps count through the table, user by user
+    cuts = {"validation_from": int(0.8 * len(data.sequences.values)), "test_from": int(0.9 * len(data.sequences.values))}
+    (tmp_path / "dataset" / SPLIT_FILE).write_text(json.dumps(cuts))
+    data = PreparedDataset.load(tmp_path / "dataset")
+    trained = data.train_sequences().lengths > 0
+    assert 0 < trained.sum() < USERS
+    train_lightgcn(SMALL, tmp_path / "dataset", tmp_path / "model", seed=0)
+    users = LightGCNRanker.load(tmp_path / "model", data).users.numpy()
+    np.testing.assert_allclose(users[~trained], np.tile(users[trained].mean(axis=0), (int((~trained).sum()), 1)), atol=1e-6)
+    assert len(np.unique(users[trained], axis=0)) > 1

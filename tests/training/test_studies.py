@@ -252,6 +252,9 @@ def test_ablations_take_away_what_there_is() -> None:
     }
     without_images = changes(ablated(recipe, ["text", "collaborative"]))
     assert set(found) - set(without_images) == {"without image", "equal weights in fusion"}
+    published = changes(ablated(load_recipe("beauty"), ["text", "collaborative"]))
+    assert published["softmax over all codes"] == ("finetune.objective.constrained=false",)
+    assert published["without item dropout"] == ("finetune.item_dropout=0",)
     taught = load_recipe("sample", ["finetune.dense={content: true}", "finetune.objective.teacher_weight=0.5"])
     more = changes(ablated(taught, ["text", "collaborative"]))
     assert more["without text"] == ("tokenize.modalities=[collaborative]", "finetune.dense.content=false")

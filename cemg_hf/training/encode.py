@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..artefacts import Manifest, fingerprint, fingerprint_path, is_current, write_folder, write_json
 from ..data import PreparedDataset
@@ -21,6 +24,8 @@ from ..features.projection import Projection, can_fit
 from ..features.store import MODALITIES, FeatureBlocks, write_features
 from ..features.text import TextConfig
 from .collaborative import CollaborativeConfig, train_collaborative
+from .sequential import NETWORKS, SequentialConfig, train_sequential
+from .sequential import REPORT_NAME as TRAINING_REPORT_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +45,9 @@ class EncodeConfig:
     text: TextConfig = field(default_factory=TextConfig, metadata={"help": "Text encoder."})
     image: ImageConfig = field(default_factory=ImageConfig, metadata={"help": "Image encoder."})
     collaborative: CollaborativeConfig = field(default_factory=CollaborativeConfig, metadata={"help": "LightGCN on training interactions."})
+    sequential: SequentialConfig | None = field(
+        default=None, metadata={"help": "A network over whole items, whose item vectors stand in the place of LightGCN's (MSCGRec)."}
+    )
 
     def check(self) -> None:
         """Raise CEMGError for a setting that cannot work."""
@@ -48,6 +56,8 @@ class EncodeConfig:
             raise CEMGError(f"modalities = {self.modalities}: name one or more of {', '.join(MODALITIES)}, each once")
         if self.dimension < 1:
             raise CEMGError(f"dimension = {self.dimension}: must be at least 1")
+        if self.sequential is not None and self.sequential.content:
+            raise CEMGError("encode.sequential.content: collaborative vectors are of interactions alone; leave it out")
 
 
 def encode(config: EncodeConfig, dataset: str | Path, output: str | Path, seed: int, cache_folder: str | Path | None = None) -> Path:
@@ -63,17 +73,20 @@ def encode(config: EncodeConfig, dataset: str | Path, output: str | Path, seed: 
     encoders = _encoders(config, Path(cache_folder) if cache_folder is not None else None)
     pretrained = {f"{name}_encoder": encoder.fingerprint for name, encoder in encoders.items() if not encoder.learns}
     settings = {name: value for name, value in asdict(config).items() if name not in MODALITIES or name in config.modalities}
+    settings.pop("sequential" if config.sequential is None or COLLABORATIVE not in config.modalities else COLLABORATIVE, None)
     manifest = Manifest("encode", settings, {"dataset": fingerprint_path(dataset), **pretrained}, seed)
     if is_current(output, manifest):
         logger.info("encode: %s is current, skipped", output)
         return output
+    work = output.with_name(f".{output.name}.training")
     with write_folder(output, manifest) as scratch:
-        features, report = _encode(config, prepared, encoders, seed)
+        features, report = _encode(config, prepared, encoders, seed, work)
         write_features(scratch, prepared.item_ids, features)
         for name in features:
             if name in encoders:
                 encoders[name].save(scratch)
         write_json(scratch / REPORT_NAME, report)
+    shutil.rmtree(work, ignore_errors=True)
     used = ", ".join(f"{name} by {entry.encoder['name']} ({entry.dimension}-d)" for name, entry in features.items())
     logger.info("encode: %d items, %s → %s", len(prepared.item_ids), used, output)
     return output
@@ -89,7 +102,7 @@ def _encoders(config: EncodeConfig, cache_folder: Path | None) -> dict[str, Item
 
 
 def _encode(
-    config: EncodeConfig, prepared: PreparedDataset, encoders: Mapping[str, ItemEncoder], seed: int
+    config: EncodeConfig, prepared: PreparedDataset, encoders: Mapping[str, ItemEncoder], seed: int, work: Path
 ) -> tuple[dict[str, FeatureBlocks], dict[str, Any]]:
     """Features per modality that has any, projected as they are written, and the report on all of them."""
     items = prepared.items_table()
@@ -100,9 +113,7 @@ def _encode(
         started = time.perf_counter()
         extra: dict[str, Any] = {}
         if name == COLLABORATIVE:
-            result = train_collaborative(prepared, config.collaborative, seed)
-            raw = RawFeatures(result.item_embeddings, result.mask)
-            extra["training"] = result.report
+            raw, extra["training"] = _collaborative_vectors(config, prepared, seed, work)
         else:
             encoder = encoders[name]
             if encoder.learns:
@@ -156,13 +167,27 @@ def _encode(
     }
 
 
+def _collaborative_vectors(config: EncodeConfig, prepared: PreparedDataset, seed: int, work: Path) -> tuple[RawFeatures, dict[str, Any]]:
+    """(N, d) vectors of items with training interactions and what their training reports; a killed one goes on from `work`."""
+    if config.sequential is None:
+        result = train_collaborative(prepared, config.collaborative, seed)
+        return RawFeatures(result.item_embeddings, result.mask), result.report
+    folder = train_sequential(config.sequential, prepared.folder, work / config.sequential.network, seed)
+    model = NETWORKS[config.sequential.network][1].from_pretrained(folder)
+    with torch.inference_mode():
+        vectors = model.eval().item_vectors().float().numpy()
+    report = json.loads((folder / TRAINING_REPORT_NAME).read_text(encoding="utf-8"))
+    mask = prepared.train_item_counts() > 0
+    return RawFeatures(vectors * mask[:, None], mask), report
+
+
 def _collaborative_description(config: EncodeConfig, raw: RawFeatures) -> dict[str, Any]:
     """Collaborative vectors come from interactions, not content: they are known by their own bytes."""
     return {
         "modality": COLLABORATIVE,
-        "kind": "lightgcn",
-        "name": "LightGCN",
-        "settings": asdict(config.collaborative),
+        "kind": "lightgcn" if config.sequential is None else config.sequential.network,
+        "name": "LightGCN" if config.sequential is None else NETWORKS[config.sequential.network][1].__name__,
+        "settings": asdict(config.collaborative if config.sequential is None else config.sequential),
         "dimension": raw.vectors.shape[1],
         "fingerprint": fingerprint(raw.vectors.tobytes(), raw.mask.tobytes()),
         "files": [],

@@ -35,6 +35,7 @@ from .validation import WIDTH, Validation
 
 logger = logging.getLogger(__name__)
 
+REPORT_NAME = "training_report.json"
 NETWORKS: Mapping[str, tuple[type[Any], type[NextItemModel]]] = {
     "sasrec": (SASRecConfig, SASRecForNextItem),
     "gru4rec": (GRU4RecConfig, GRU4RecForNextItem),
@@ -115,7 +116,7 @@ def train_sequential(
     if state.is_main_process:
         with write_folder(output, manifest) as scratch:
             model.save_pretrained(scratch)
-            write_json(scratch / "training_report.json", asdict(report) | {"targets": windows.num_targets, "windows": len(windows)})
+            write_json(scratch / REPORT_NAME, asdict(report) | {"targets": windows.num_targets, "windows": len(windows)})
             plot_training_curve(report.history, scratch / "training_curve.png", config.network)
         shutil.rmtree(work, ignore_errors=True)
     state.wait_for_everyone()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ from PIL import Image
 from cemg_hf.data import PreparedDataset
 from cemg_hf.errors import CEMGError
 from cemg_hf.features import FeatureStore, ImageConfig, TextConfig, encode_items
+from cemg_hf.models.sasrec import SASRecForNextItem
 from cemg_hf.training import encode as stage
 from cemg_hf.training.collaborative import CollaborativeConfig
 from cemg_hf.training.encode import EncodeConfig, encode
+from cemg_hf.training.loop import LoopConfig
+from cemg_hf.training.sequential import SequentialConfig, train_sequential
 
 N_ITEMS = 30
 NO_TEXT, NO_IMAGE, TRUNCATED, NOTHING = 3, 5, 7, 11
@@ -124,6 +128,35 @@ def test_collaborative_vectors_are_projected_and_masked(dataset: Path, tmp_path:
     assert features.dimension <= N_ITEMS - 1
     assert features.encoder["kind"] == "lightgcn"
     assert json.loads((output / "report.json").read_text())["modalities"]["collaborative"]["training"]
+
+
+def test_a_network_over_items_can_give_the_collaborative_vectors(dataset: Path, tmp_path: Path) -> None:
+    network = SequentialConfig(settings={"hidden_size": 8, "num_heads": 1}, loop=LoopConfig(epochs=2, batch_size=16))
+    config = settings(modalities=["text", "collaborative"], sequential=network)
+    output = encode(config, dataset, tmp_path / "features", seed=0)
+    features = FeatureStore.load(output).modalities["collaborative"]
+    trained = PreparedDataset.load(dataset).train_item_counts() > 0
+    np.testing.assert_array_equal(features.mask, trained)
+    assert not trained.all()
+    model = SASRecForNextItem.from_pretrained(train_sequential(network, dataset, tmp_path / "model", seed=0))
+    vectors = model.item_vectors().detach().numpy()
+    projected = features.projection.transform(vectors, trained)
+    np.testing.assert_allclose(features.vectors, projected, atol=1e-5)
+    assert features.encoder["kind"] == "sasrec"
+    assert json.loads((output / "report.json").read_text())["modalities"]["collaborative"]["training"]["steps"] > 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset", "features", "model"], "no scratch is left behind"
+    written = (output / "features.safetensors").stat().st_mtime_ns
+    encode(config, dataset, output, seed=0)
+    assert (output / "features.safetensors").stat().st_mtime_ns == written
+    with pytest.raises(CEMGError, match=r"encode\.sequential\.content"):
+        encode(settings(sequential=replace(network, content=True)), dataset, tmp_path / "other", seed=0)
+
+
+def test_which_network_gives_collaborative_vectors_matters_only_where_there_are_any(dataset: Path, tmp_path: Path) -> None:
+    output = encode(settings(), dataset, tmp_path / "features", seed=0)
+    written = (output / "features.safetensors").stat().st_mtime_ns
+    encode(settings(sequential=SequentialConfig()), dataset, output, seed=0)
+    assert (output / "features.safetensors").stat().st_mtime_ns == written
 
 
 def test_modality_that_no_item_has_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

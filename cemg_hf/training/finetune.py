@@ -164,9 +164,7 @@ def finetune(config: FinetuneConfig, dataset: str | Path, tokenizer: str | Path,
     config.objective.apply(model, has_repeats(data.train_sequences()))
     tower = output.with_name(f".{output.name}.dense")
     if config.dense is not None:
-        # One process has one Accelerator state, and with it one precision.
-        loop = replace(config.dense.loop, mixed_precision=config.loop.mixed_precision)
-        add_tower(model, replace(config.dense, loop=loop), dataset, tokenizer, tower, seed)
+        add_tower(model, config.dense, dataset, tokenizer, tower, seed)
     trained: nn.Module = add_adapters(model, config.lora) if config.lora is not None else model
     logger.info(
         "finetune: %s parameters, %s trained",

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list, send_to_device, set_seed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -398,6 +399,9 @@ class _Run:
 
 
 def _accelerator(config: LoopConfig, folder: Path) -> Accelerator:
+    # A process holds one precision, and a run trains networks one after another that differ in theirs. What is known of processes and
+    # devices stays.
+    AcceleratorState._reset_state()
     try:
         return Accelerator(
             mixed_precision=config.mixed_precision,

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import yaml
-from accelerate.state import AcceleratorState
 
 from ..artefacts import result_envelope, write_json, write_text
 from ..errors import CEMGError
@@ -204,7 +203,6 @@ class Study:
             found = one.finished()
             if found is None and not time_is_up():
                 logger.info("study %s: %s, %s, seed %d", self.config.question, *key, one.recipe.seed)
-                AcceleratorState._reset_state()  # it holds one precision per process, and systems differ in theirs
                 found = one.complete(self._store(one), self.command)
             if found is not None and self.config.question == "rq3":
                 found = found | {"latency": self._latency(one)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import DatasetCard
 
 from ..errors import CEMGError
@@ -27,11 +28,11 @@ def card_licences(card: Path) -> list[str]:
     Raises:
         CEMGError: no such file, or front matter that is not YAML.
     """
+    if not card.is_file():
+        raise CEMGError(f"{card}: no such file; it says by its `license` what may be published. Run `cemg prepare` again")
     try:
-        given: Any = DatasetCard.load(card).data.to_dict().get("license")
-    except FileNotFoundError as error:
-        raise CEMGError(f"{card}: no such file; it says by its `license` what may be published. Run `cemg prepare` again") from error
-    except ValueError as error:
+        given: Any = DatasetCard(card.read_text(encoding="utf-8")).data.to_dict().get("license")
+    except (ValueError, yaml.YAMLError) as error:
         raise CEMGError(f"{card}: the front matter cannot be read ({' '.join(str(error).split())}); run `cemg prepare` again") from error
     licences = given if isinstance(given, list) else [given or "unknown"]
     return [str(licence).strip().lower() for licence in licences]

@@ -81,7 +81,7 @@ def _card_without_texts(content: str) -> str:
     card = DatasetCard(content)
     card.data.tags = [tag for tag in card.data.tags or [] if tag != "multimodal"]
     note = (
-        f"\n## Without item texts and images\n\nThe licence of the data does not allow to pass them on. `items` has one column, `{ITEM_ID}`; "
-        f"its rows are in the order of the codes of models trained on this data set.\n"
+        f"\n## Without item texts and images\n\nThe licence of the data does not allow to pass them on. `items` has one column, "
+        f"`{ITEM_ID}`; its rows are in the order of the codes of models trained on this data set.\n"
     )
     return str(card).rstrip("\n") + "\n" + note

@@ -36,7 +36,9 @@ class PublishConfig:
             except HFValidationError as error:
                 raise ValueError(f"{option} {name}: {' '.join(str(error).split())}") from error
         if self.repo == self.dataset_repo:
-            raise ValueError(f"--dataset-repo {self.dataset_repo}: is the name of the model's repository; choose another, such as {self.repo}-data")
+            raise ValueError(
+                f"--dataset-repo {self.dataset_repo}: is the name of the model's repository; choose another, such as {self.repo}-data"
+            )
 
 
 @dataclass(frozen=True)

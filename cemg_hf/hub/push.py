@@ -19,7 +19,9 @@ OWNED: Mapping[str, Sequence[str]] = {
 }
 """Files that a commit removes where it does not bring them: left over from an earlier one, they would be loaded with it. Whatever else
 stands in a repository, such as pictures for the card, stays."""
-AGAIN = "nothing of it is visible there; run the same command again, what was uploaded is not sent twice"
+_TRANSPORT = tuple(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
+"""What broken connections raise: the base of httpx's errors in huggingface_hub 1, of httpx2's in 2."""
+AGAIN = "it holds all of the push or nothing; run the same command again, what was uploaded is not sent twice"
 
 
 @dataclass(frozen=True)
@@ -76,11 +78,7 @@ def push(contents: Contents, repo: str, *, kind: str, private: bool, branch: str
 
 @contextmanager
 def _explained(repo: str) -> Iterator[None]:
-    """What the client raises, as an error that names the repository and the remedy.
-
-    What the client raises besides its own errors is the HTTP library's (another one in huggingface_hub 1 and 2), RuntimeError around the
-    upload of a large file, and OSError; all of these mean that the transfer broke.
-    """
+    """What the client raises, as an error that names the repository and the remedy."""
     try:
         yield
     except CEMGError:
@@ -91,7 +89,9 @@ def _explained(repo: str) -> Iterator[None]:
         raise CEMGError(f"{repo}: the Hub does not know it, or not to you; check the name, and log in with `hf auth login`") from error
     except HfHubHTTPError as error:
         raise CEMGError(f"{repo}: {_reason(error)}") from error
-    except Exception as error:
+    except ValueError as error:  # of names, and of a card whose metadata the Hub does not take
+        raise CEMGError(f"{repo}: refused ({_one_line(error)}); correct what it names, and run the same command again") from error
+    except (OSError, RuntimeError, *_TRANSPORT) as error:  # RuntimeError is what the upload of a large file wraps its error in
         cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
         reason = _reason(cause) if isinstance(cause, HfHubHTTPError) else f"the connection broke ({_one_line(cause)}); {AGAIN}"
         raise CEMGError(f"{repo}: {reason}") from error

@@ -8,14 +8,17 @@ from __future__ import annotations
 from typing import Any
 
 
-def publish(arguments: list[str]) -> dict[str, Any]:
-    """`cemg publish …` as the installed command runs it."""
+def publish(arguments: list[str], token: str | None = None) -> dict[str, Any]:
+    """`cemg publish …` as the installed command runs it; `token`: of somebody else."""
     import contextlib
     import io
+    import os
     import sys
 
     from cemg_hf.cli import main
 
+    if token is not None:
+        os.environ["HF_TOKEN"] = token
     output, errors = io.StringIO(), io.StringIO()
     sys.argv = ["cemg", "publish", *arguments]
     try:
@@ -27,23 +30,20 @@ def publish(arguments: list[str]) -> dict[str, Any]:
     return {"status": status, "output": output.getvalue(), "errors": wrong}
 
 
-def recommend(
-    repo: str, histories: list[list[str]], cache_dir: str, revision: str | None = None, alone: bool = True, k: int = 10
-) -> dict[str, Any]:
-    """Pull and recommend with transformers alone; `cemg_hf` cannot be imported then."""
+def recommend(repo: str, histories: list[list[str]], cache_dir: str, revision: str | None = None, tokenizer: bool = True) -> dict[str, Any]:
+    """Pull and recommend with transformers alone; `cemg_hf` cannot be imported. tokenizer: also load it by itself."""
     import sys
 
-    if alone:
-        sys.modules["cemg_hf"] = None  # type: ignore[assignment]
+    sys.modules["cemg_hf"] = None  # type: ignore[assignment]
     from transformers import AutoModel, AutoTokenizer
 
     where = {"revision": revision} if revision is not None else {}
-    tokenizer = AutoTokenizer.from_pretrained(repo, trust_remote_code=True, cache_dir=cache_dir, **where)
+    own = AutoTokenizer.from_pretrained(repo, trust_remote_code=True, cache_dir=cache_dir, **where) if tokenizer else None
     model = AutoModel.from_pretrained(repo, trust_remote_code=True, cache_dir=cache_dir, **where)
     return {
-        "recommended": model.recommend(histories, k=k, exclude_history=True),
+        "recommended": model.recommend(histories, k=10, exclude_history=True),
         "module": type(model).__module__.split(".")[0],
-        "catalogue": tokenizer.catalogue_fingerprint,
+        "catalogue": None if own is None else own.catalogue_fingerprint,
         "attached": model.tokenizer.catalogue_fingerprint,
         "rqvae": model.tokenizer.rqvae is not None,
     }
@@ -90,9 +90,24 @@ def load_data(repo: str, config: str, cache_dir: str) -> dict[str, Any]:
     }
 
 
-def snapshot(repo: str, cache_dir: str, largest: int | None = None, repo_type: str = "model") -> str:
+def push(folder: str, repo: str, kind: str = "model", private: bool = False, branch: str | None = None) -> dict[str, Any]:
+    """The files of a folder to a repository."""
+    from pathlib import Path
+
+    from cemg_hf.hub.contents import folder_contents
+    from cemg_hf.hub.push import push as push_contents
+
+    pushed = push_contents(folder_contents(Path(folder)), repo, kind=kind, private=private, branch=branch, message="push")
+    return vars(pushed)
+
+
+def snapshot(repo: str, cache_dir: str, largest: int | None = None, repo_type: str = "model", anonymous: bool = False) -> str:
     """Download a repository; `largest`: bytes of a file, above which the disk is full (RLIMIT_FSIZE)."""
+    import os
     import resource
+
+    if anonymous:
+        del os.environ["HF_TOKEN"]
 
     from huggingface_hub import snapshot_download
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "dense.yaml").write_text(yaml.safe_dump(values))
     run(load_recipe(folder / "dense.yaml"), folder / "run", command=f"cemg run dense.yaml --output {folder / 'run'}")
     return folder / "run"
+
+
+@pytest.fixture
+def repo(request: pytest.FixtureRequest, hub: LocalHub) -> Iterator[str]:
+    """The name of a repository for one test; the Hub is whole again afterwards."""
+    yield f"org/{re.sub('[^a-z0-9]+', '-', request.node.name)[-70:].strip('-')}"
+    hub.faults.clear()
+    hub.objects.capacity = None
 
 
 @pytest.fixture(scope="session")

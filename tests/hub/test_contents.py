@@ -45,7 +45,9 @@ def test_the_token_in_use_is_found_whatever_it_looks_like(tmp_path: Path) -> Non
     assert problems(contents(tmp_path, "x = plain-token-1"), ["plain-token-1"]) == ["notes.md, line 1: the token you are logged in with"]
 
 
-@pytest.mark.parametrize("path", ["/home/me/data/x.csv", "/root/runs/shop", "/Users/me/x", r"C:\Users\me\x", "file:///home/me/x", "PATH=a:/home/me/x"])
+@pytest.mark.parametrize(
+    "path", ["/home/me/data/x.csv", "/root/runs/shop", "/Users/me/x", r"C:\Users\me\x", "file:///home/me/x", "PATH=a:/home/me/x"]
+)
 def test_a_path_of_this_machine_is_found(tmp_path: Path, path: str) -> None:
     (found,) = problems(contents(tmp_path, f'{{"source": "{path}"}}'))
     assert found.startswith("notes.md, line 1: a path of this machine (")

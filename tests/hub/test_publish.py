@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
-from local_hub import TOKEN, ClientProblem, Clients, LocalHub
+from local_hub import TOKEN, ClientProblem, Clients, Fault, LocalHub
 
 from cemg_hf import CEMGForConditionalGeneration
 from cemg_hf.errors import CEMGError
@@ -130,6 +130,16 @@ def test_what_is_pulled_recommends_as_what_was_pushed(
     assert found == puller("recommend", repo=published["model"], histories=histories(finished), cache_dir=tmp_path / "cache")
 
 
+@pytest.mark.parametrize("file", ["item_ids.json", "item_codes.safetensors", "rqvae_config.json", "rqvae.safetensors", "model.safetensors"])
+def test_a_model_comes_whole_or_not_at_all(
+    published: dict[str, str], finished: Path, hub: LocalHub, puller: Clients, tmp_path: Path, file: str
+) -> None:
+    asked = {"repo": published["model"], "histories": histories(finished), "cache_dir": tmp_path / "cache", "tokenizer": False}
+    with hub.failing(Fault("HEAD", f"/resolve/.*/{file}", status=403, times=None)), pytest.raises(ClientProblem):
+        puller("recommend", **asked)
+    assert puller("recommend", **asked)["rqvae"]
+
+
 def test_a_repeated_call_commits_nothing(published: dict[str, str], finished: Path, hub: LocalHub, publisher: Clients) -> None:
     heads = hub.head(published["model"]), hub.head(published["dataset"], "dataset")
     sent = hub.received("/upload/")
@@ -176,7 +186,9 @@ def test_a_branch_holds_another_model_and_main_keeps_the_first(
     assert found["second"]["recommended"] == found[second]["recommended"] == here["second"] != here["first"]
 
 
-def test_without_item_texts_under_a_licence_that_forbids_them(run: Path, hub: LocalHub, publisher: Clients, puller: Clients, tmp_path: Path) -> None:
+def test_without_item_texts_under_a_licence_that_forbids_them(
+    run: Path, hub: LocalHub, publisher: Clients, puller: Clients, tmp_path: Path
+) -> None:
     card = run / "dataset" / "README.md"
     card.write_text(card.read_text().replace("license: cc-by-4.0", "license: other"))
     arguments = [run, "--repo", "org/closed", "--dataset-repo", "org/closed-data", "--private"]
@@ -223,11 +235,10 @@ def test_metrics_load_from_a_space(name: str, publisher: Clients) -> None:
     assert found == {f"{name.split('_')[0]}@2": 0.5}
 
 
-def test_a_stranger_sees_nothing_private(run: Path, hub: LocalHub, publisher: Clients, tmp_path: Path) -> None:
+def test_a_stranger_sees_nothing_private_and_may_not_publish(run: Path, hub: LocalHub, publisher: Clients, tmp_path: Path) -> None:
     publisher("push_tokenizer", folder=run / "tokenizer", repo="org/secret-codes", private=True)
-    with hub.clients(tmp_path / "stranger", environment={"HF_TOKEN": None}) as stranger:
-        with pytest.raises(ClientProblem, match="RepositoryNotFoundError"):
-            stranger("snapshot", repo="org/secret-codes", cache_dir=tmp_path / "cache")
-    with hub.clients(tmp_path / "mistaken", environment={"HF_TOKEN": TOKEN + "x"}, preload=("cemg_hf.hub.publish",)) as mistaken:
-        ended = mistaken("publish", arguments=[run, "--repo", "org/shop"])
-    assert ended["errors"] == ["error: org/shop: the Hub asks who you are; log in with `hf auth login`, or set HF_TOKEN"]
+    with pytest.raises(ClientProblem, match="RepositoryNotFoundError"):
+        publisher("snapshot", repo="org/secret-codes", cache_dir=tmp_path / "cache", anonymous=True)
+    ended = publisher("publish", arguments=[run, "--repo", "org/strange"], token=TOKEN + "x")
+    assert ended["errors"] == ["error: org/strange: the Hub asks who you are; log in with `hf auth login`, or set HF_TOKEN"]
+    assert ("model", "org/strange") not in hub.repositories

@@ -16,7 +16,7 @@ import yaml
 from .exchange import Answer, Request, Routes, json_answer, ranged
 from .store import File, HubError, ObjectStore, Repository, large_file, regular_file
 
-TOKEN = "hf_" + "LocalHubTokenOfTheTests" + "0123456789"  # noqa: S105 -- of no other Hub than this one
+TOKEN = "hf_" + "LocalHubTokenOfTheTests" + "0123456789"
 USER, ORGANIZATION = "tester", "org"
 PREFIXES = {"": "model", "datasets/": "dataset", "spaces/": "space"}
 routes = Routes()

@@ -121,8 +121,9 @@ for line in sys.stdin:
         sys.stderr.flush()
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.getrlimit(resource.RLIMIT_FSIZE)[1],) * 2)  # a job may have lowered it
         with open(os.path.join(asked["folder"], "result.json"), "w") as file:
-            json.dump(result, file)
+            json.dump(result, file, default=str)
         os._exit(0)
     status = os.waitpid(child, 0)[1]
     print(json.dumps({"signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0}), flush=True)
+os._exit(0)  # what libraries do at exit takes seconds
 """

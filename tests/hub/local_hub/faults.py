@@ -19,6 +19,7 @@ class Fault:
         cut: None, or how the connection ends after half of the body: "closed" or "reset" (as by a router that lost its state).
         after_work: let the request do its work first, and then lose the answer.
         on_half: called when half of the body has passed, before the connection is cut.
+        meanwhile: called before the request does its work, which it then does as if nothing were.
         times: how many requests it concerns; None: all of them.
     """
 
@@ -29,6 +30,7 @@ class Fault:
     cut: str | None = None
     after_work: bool = False
     on_half: Callable[[], None] | None = None
+    meanwhile: Callable[[], object] | None = None
     times: int | None = 1
     seen: int = field(default=0, init=False)
 

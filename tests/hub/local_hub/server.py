@@ -137,11 +137,13 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             self.hub.asked.append(Asked(self.command, parts.path, reader.received, status))
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _handle  # noqa: N815 -- names of the base class
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _handle
 
     def _answer(self, request: Request, fault: Fault | None) -> Answer:
         if fault is not None and fault.status is not None and not fault.after_work:
             return Answer(fault.status, json.dumps({"error": "injected"}).encode(), dict(fault.headers))
+        if fault is not None and fault.meanwhile is not None:
+            fault.meanwhile()
         answer = self.hub.answer(request)
         if fault is not None and fault.after_work:
             raise ConnectionAbortedError(fault.cut)

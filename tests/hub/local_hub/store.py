@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,7 +29,7 @@ class HubError(Exception):
 
 @dataclass(frozen=True)
 class File:
-    """One file of a commit. oid: git's SHA-1 of the blob (of the pointer, where it is large); sha256: its object in the large-file store."""
+    """One file of a commit. oid: git's SHA-1 of the blob (of the pointer, where it is large); sha256: its object in the store of these."""
 
     oid: str
     size: int
@@ -188,4 +187,4 @@ class ObjectStore:
         if digest.hexdigest() != sha256:
             whole.unlink()
             raise HubError(400, f"the uploaded content is {digest.hexdigest()}, not {sha256}")
-        os.replace(whole, self.path(sha256))
+        whole.replace(self.path(sha256))

@@ -8,6 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 
+def versions() -> dict[str, str]:
+    import huggingface_hub
+    import transformers
+
+    return {"transformers": transformers.__version__.rpartition(".")[0], "huggingface_hub": huggingface_hub.__version__.split(".")[0]}
+
+
 def publish(arguments: list[str], token: str | None = None) -> dict[str, Any]:
     """`cemg publish …` as the installed command runs it; `token`: of somebody else."""
     import contextlib

@@ -18,7 +18,7 @@ _SECRETS = {
     "an AWS access key": r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
     "an AWS secret key": r"(?i:aws_?secret_?(?:access_?)?key)[\"'\s]*[=:][\"'\s]*[A-Za-z0-9/+=]{40}",
     "a private key": r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----",
-    "a password in a URL": r"\b[a-z][a-z0-9+.-]*://[^\s/:@\"'<>{}$]*:[^\s/:@\"'<>{}$]+@",
+    "a password in a URL": r"\b[a-z][a-z0-9+.-]{0,20}://[^\s/:@\"'<>{}$]*:[^\s/:@\"'<>{}$]+@",
     "a GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{22,})",
     "a GitLab token": r"\bglpat-[A-Za-z0-9_-]{20,}",
     "a Slack token": r"\bxox[abeprs]-[A-Za-z0-9-]{10,}",
@@ -28,6 +28,7 @@ _SYSTEM = {"bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "libx32", "proc
 """Folders that look the same on every machine: a path into them, such as /usr/bin/env, tells nothing."""
 _HOMES = {"home", "root", "Users"}
 _WINDOWS = r"\b[A-Z]:\\{1,2}[^\\\s\"'<>|]+\\{1,2}[^\s\"'<>|]+"
+EVAL_RESULTS = ".eval_results"
 _SNIFFED = 8192  # bytes of a file that tell text from binary
 
 
@@ -44,10 +45,12 @@ class Contents:
 
 
 def folder_contents(folder: Path) -> Contents:
-    """All files of a folder but hidden ones and its manifest: that one says when it was made, and would make every commit another."""
+    """All files of a folder but its manifest and what is hidden. The manifest says when it was made, so every commit would be another;
+    of hidden names the Hub reads `.eval_results` alone.
+    """
     files = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    hidden = {name for name in files if any(part.startswith(".") for part in name.parts)}
-    return Contents({name.as_posix(): path for name, path in files.items() if name not in hidden and str(name) != MANIFEST_NAME})
+    left_out = {name for name in files if any(part.startswith(".") and part != EVAL_RESULTS for part in name.parts)} | {Path(MANIFEST_NAME)}
+    return Contents({name.as_posix(): path for name, path in files.items() if name not in left_out})
 
 
 def problems(contents: Contents, secrets: Sequence[str] = ()) -> list[str]:

@@ -79,7 +79,7 @@ def _ids_only(items: Path) -> pa.Table:
 
 def _card_without_texts(content: str) -> str:
     card = DatasetCard(content)
-    card.data.tags = [tag for tag in card.data.tags or [] if tag != "multimodal"]
+    card.data["tags"] = [tag for tag in card.data.get("tags") or [] if tag != "multimodal"]
     note = (
         f"\n## Without item texts and images\n\nThe licence of the data does not allow to pass them on. `items` has one column, "
         f"`{ITEM_ID}`; its rows are in the order of the codes of models trained on this data set.\n"

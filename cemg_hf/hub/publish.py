@@ -116,5 +116,5 @@ def _packages(run: Path, config: PublishConfig, scratch: Path) -> list[Package]:
 def _link(card_file: Path, dataset_repo: str) -> None:
     """Name the data set in the metadata of the model's card."""
     card = ModelCard.load(card_file)
-    card.data.datasets = [dataset_repo]
+    card.data["datasets"] = [dataset_repo]
     write_text(card_file, str(card))

@@ -19,8 +19,11 @@ OWNED: Mapping[str, Sequence[str]] = {
 }
 """Files that a commit removes where it does not bring them: left over from an earlier one, they would be loaded with it. Whatever else
 stands in a repository, such as pictures for the card, stays."""
-_TRANSPORT = tuple(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
-"""What broken connections raise: the base of httpx's errors in huggingface_hub 1, of httpx2's in 2."""
+_BROKEN: tuple[type[Exception], ...] = (OSError, RuntimeError) + tuple(
+    base for base in HfHubHTTPError.__mro__ if issubclass(base, Exception) and base.__name__ == "HTTPError"
+)
+"""What a broken connection raises: the errors of httpx in huggingface_hub 1, of httpx2 in 2, and RuntimeError around either of them where
+a large file was on its way."""
 AGAIN = "it holds all of the push or nothing; run the same command again, what was uploaded is not sent twice"
 
 
@@ -55,14 +58,12 @@ def push(contents: Contents, repo: str, *, kind: str, private: bool, branch: str
     api = HfApi()
     with _explained(repo):
         repo = api.create_repo(repo, repo_type=kind, private=private or None, exist_ok=True).repo_id
-        info = api.repo_info(repo, repo_type=kind)
-        if private and not info.private:
+        if private and not api.repo_info(repo, repo_type=kind).private:
             raise CEMGError(f"{repo}: exists and is public, --private does not change it; make it private in its settings, or leave it out")
         if branch is not None:
             api.create_branch(repo, branch=branch, repo_type=kind, exist_ok=True)
-            info = api.repo_info(repo, repo_type=kind, revision=branch)
-        head = info.sha
-        there = {entry.rfilename for entry in info.siblings or ()}
+        head = api.repo_info(repo, repo_type=kind, revision=branch).sha
+        there = set(api.list_repo_files(repo, repo_type=kind, revision=head))
         stale = {path for path in there - set(contents.files) if any(fnmatch(path, pattern) for pattern in OWNED[kind])}
         operations = [CommitOperationAdd(path, file) for path, file in sorted(contents.files.items())]
         commit = api.create_commit(
@@ -91,7 +92,7 @@ def _explained(repo: str) -> Iterator[None]:
         raise CEMGError(f"{repo}: {_reason(error)}") from error
     except ValueError as error:  # of names, and of a card whose metadata the Hub does not take
         raise CEMGError(f"{repo}: refused ({_one_line(error)}); correct what it names, and run the same command again") from error
-    except (OSError, RuntimeError, *_TRANSPORT) as error:  # RuntimeError is what the upload of a large file wraps its error in
+    except _BROKEN as error:
         cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
         reason = _reason(cause) if isinstance(cause, HfHubHTTPError) else f"the connection broke ({_one_line(cause)}); {AGAIN}"
         raise CEMGError(f"{repo}: {reason}") from error

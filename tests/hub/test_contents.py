@@ -85,11 +85,19 @@ def test_settings_keep_everything_but_the_way_to_files() -> None:
 
 
 def test_a_folder_goes_without_its_manifest_and_hidden_files(tmp_path: Path) -> None:
-    for name in ("manifest.json", ".cache/x", ".DS_Store", "README.md", "splits/test.parquet", "splits/manifest.json"):
+    for name in (
+        "manifest.json",
+        ".cache/x",
+        ".DS_Store",
+        ".eval_results/x.yaml",
+        "README.md",
+        "splits/test.parquet",
+        "splits/manifest.json",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
     found = folder_contents(tmp_path)
-    assert found.sizes == {"README.md": 9, "splits/manifest.json": 20, "splits/test.parquet": 19}
+    assert found.sizes == {".eval_results/x.yaml": 20, "README.md": 9, "splits/manifest.json": 20, "splits/test.parquet": 19}
 
 
 def test_the_code_that_goes_with_every_model_is_clean() -> None:

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sysconfig
-import venv
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from hub_samples import MODEL_FILES, histories, recommended
 from huggingface_hub import ModelCard
 from local_hub import TOKEN, ClientProblem, Clients, Fault, LocalHub
 from local_hub.store import regular_file
 
-import cemg_hf
 from cemg_hf import CEMGForConditionalGeneration
 from cemg_hf.errors import CEMGError
 from cemg_hf.evaluation.modules import metric_path
 from cemg_hf.hub.export import export_model
 from cemg_hf.hub.publish import PublishConfig, dry_run, publish
 
-MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors", "modeling_cemg.py", "README.md", "recipe.yaml"}
-MODEL_FILES |= {"tokenizer_config.json", "item_ids.json", "item_codes.safetensors", "rqvae_config.json", "rqvae.safetensors"}
 DATA_FILES = {"README.md", "interactions.parquet", "items.parquet", "statistics.json"}
 DATA_FILES |= {f"splits/{split}.parquet" for split in ("train", "validation", "test")}
 
@@ -35,19 +28,8 @@ def run(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
-def histories(run: Path) -> list[list[str]]:
-    items = json.loads((run / "model" / "item_ids.json").read_text())
-    return [items[:3], [], items[5:9]]
-
-
-def recommended(folder: Path, run: Path) -> list[list[list[Any]]]:
-    """What the exported model recommends here, as JSON gives it back."""
-    model = CEMGForConditionalGeneration.from_pretrained(folder)
-    return json.loads(json.dumps(model.recommend(histories(run), k=10, exclude_history=True)))
-
-
 @pytest.fixture(scope="module")
-def published(finished: Path, hub: LocalHub, publisher: Clients) -> dict[str, str]:
+def published(publisher: Clients, puller: Clients, finished: Path) -> dict[str, str]:  # clients first: they start while the run is made
     """Names of the repositories of a published run."""
     names = {"model": "org/cemg-shop", "dataset": "org/cemg-shop-data"}
     ended = publisher("publish", arguments=[finished, "--repo", names["model"], "--dataset-repo", names["dataset"]])
@@ -263,65 +245,3 @@ def test_a_stranger_sees_nothing_private_and_may_not_publish(run: Path, hub: Loc
     ended = publisher("publish", arguments=[run, "--repo", "org/strange"], token=TOKEN + "x")
     assert ended["errors"] == ["error: org/strange: the Hub asks who you are; log in with `hf auth login`, or set HF_TOKEN"]
     assert ("model", "org/strange") not in hub.repositories
-
-
-# ---- the oldest clients that are supported -----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def oldest(hub: LocalHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clients]:
-    """Processes of an environment with transformers 5.17 and huggingface_hub 1, over the packages of this one."""
-    folder = tmp_path_factory.mktemp("oldest")
-    venv.create(folder / "venv", with_pip=True)
-    python = folder / "venv" / "bin" / "python"
-    install = [python, "-m", "pip", "install", "--quiet"]
-    subprocess.run([*install, "--no-deps", "transformers==5.17.*", "huggingface-hub>=1,<2"], check=True)
-    subprocess.run([*install, "httpx"], check=True)
-    packages = subprocess.check_output([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True).strip()
-    Path(packages, "base.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
-    checkout = str(Path(cemg_hf.__file__).parents[1])
-    with hub.clients(
-        folder / "home", python=str(python), preload=("cemg_hf.cli", "datasets"), environment={"PYTHONPATH": checkout}
-    ) as clients:
-        yield clients
-
-
-@pytest.mark.slow  # makes an environment
-def test_the_oldest_clients_publish_pull_and_resume(finished: Path, hub: LocalHub, oldest: Clients, tmp_path: Path) -> None:
-    assert oldest("versions") == {"transformers": "5.17", "huggingface_hub": "1"}
-    arguments = [finished, "--repo", "org/oldest", "--dataset-repo", "org/oldest-data"]
-    with hub.failing(Fault("POST", "/models/.*/commit/", status=503)):
-        assert "the Hub answered 503" in oldest("publish", arguments=arguments)["errors"][0]
-    assert hub.files("org/oldest") == {}
-    again = oldest("publish", arguments=arguments)
-    assert "dataset org/oldest-data: nothing to change" in again["output"]
-    assert "model org/oldest: commit" in again["output"]
-    assert oldest("publish", arguments=arguments)["output"].count("nothing to change") == 2
-
-    asked = {"repo": "org/oldest", "histories": histories(finished), "cache_dir": tmp_path / "cache"}
-    with hub.failing(Fault("HEAD", "/resolve/.*/rqvae.safetensors", status=403, times=None)), pytest.raises(ClientProblem):
-        oldest("recommend", **asked, tokenizer=False)
-    found = oldest("recommend", **asked, revision=hub.head("org/oldest"))
-    assert found["recommended"] == recommended(export_model(finished, tmp_path / "here"), finished)
-    assert found["module"] == "transformers_modules"
-    items = oldest("load_data", repo="org/oldest-data", config="items", cache_dir=tmp_path / "data")["train"]
-    assert items["first"]["image"] == {"picture": [48, 48]}
-    oldest("push_model", folder=finished / "model", repo="org/oldest-pushed", revision="draft")
-    assert hub.files("org/oldest-pushed", revision="draft").keys() >= MODEL_FILES - {"recipe.yaml"}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("fault", [{"cut": "closed"}, {"cut": "reset"}, {"status": 503}], ids=["closed", "reset", "503"])
-def test_what_breaks_the_oldest_clients_downloads_leaves_nothing_half_cached(
-    finished: Path, repo: str, hub: LocalHub, oldest: Clients, tmp_path: Path, fault: dict[str, Any]
-) -> None:
-    oldest("push_model", folder=finished / "model", repo=repo)
-    with hub.failing(Fault("GET", "/objects/", times=None, **fault)), pytest.raises(ClientProblem):
-        oldest("snapshot", repo=repo, cache_dir=tmp_path)
-    whole = {hub.content(repo, path) for path in [*hub.files(repo), ".gitattributes"]}
-    kept = [path for path in tmp_path.rglob("*") if path.is_file() and "blobs" in path.parts and path.suffix != ".incomplete"]
-    assert all(path.read_bytes() in whole for path in kept)
-    snapshot = Path(oldest("snapshot", repo=repo, cache_dir=tmp_path))
-    assert {path.name: path.read_bytes() for path in snapshot.iterdir()}.items() >= {
-        path: hub.content(repo, path) for path in hub.files(repo)
-    }.items()

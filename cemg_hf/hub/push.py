@@ -19,9 +19,8 @@ OWNED: Mapping[str, Sequence[str]] = {
 }
 """Files that a commit removes where it does not bring them: left over from an earlier one, they would be loaded with it. Whatever else
 stands in a repository, such as pictures for the card, stays."""
-_BROKEN: tuple[type[Exception], ...] = (OSError, RuntimeError) + tuple(
-    base for base in HfHubHTTPError.__mro__ if issubclass(base, Exception) and base.__name__ == "HTTPError"
-)
+_HTTP_ERRORS = [base for base in HfHubHTTPError.__mro__ if issubclass(base, Exception) and base.__name__ == "HTTPError"]
+_BROKEN: tuple[type[Exception], ...] = (OSError, RuntimeError, *_HTTP_ERRORS)
 """What a broken connection raises: the errors of httpx in huggingface_hub 1, of httpx2 in 2, and RuntimeError around either of them where
 a large file was on its way."""
 AGAIN = "it holds all of the push or nothing; run the same command again, what was uploaded is not sent twice"

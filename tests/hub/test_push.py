@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ AGAIN = "it holds all of the push or nothing; run the same command again, what w
 @pytest.fixture
 def folder(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     """A model folder with two large files that no other test has uploaded."""
-    random = np.random.default_rng(abs(hash(request.node.name)))
+    random = np.random.default_rng(zlib.crc32(request.node.name.encode()))
     made = tmp_path / "model"
     made.mkdir()
     (made / "config.json").write_text('{"model_type": "cemg"}')

@@ -33,7 +33,7 @@ class Clients:
         home: HF_HOME, the caches among it.
         preload: modules that the jobs need, imported once.
         python: interpreter of the environment.
-        environment: further variables; None removes one.
+        environment: further variables.
     """
 
     def __init__(
@@ -44,19 +44,19 @@ class Clients:
         *,
         preload: Sequence[str] = ("huggingface_hub",),
         python: str = sys.executable,
-        environment: Mapping[str, str | None] | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.home = home
         home.mkdir(parents=True, exist_ok=True)
         # HF_HUB_DISABLE_XET: with hf_xet installed the client would speak a protocol that this Hub does not offer.
         settings = {"HF_ENDPOINT": endpoint, "HF_TOKEN": token, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
-        settings |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "0"}
-        merged: dict[str, str | None] = {**os.environ, **settings, **(environment or {})}
+        settings |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
         self._count = 0
         self._log = (home / "clients.log").open("w+")
         self._process = subprocess.Popen(
             [python, "-c", _WORKER, str(JOBS), *preload],
-            env={name: value for name, value in merged.items() if value is not None and not name.startswith("HF_HUB_CACHE")},
+            env={**inherited, **settings, **(environment or {})},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -21,8 +21,6 @@ HUB_LICENSES = frozenset(
     odc-by ofl-1.1 openrail openrail++ osl-3.0 pddl postgresql unknown unlicense wtfpl zlib other
     """.split()  # noqa: SIM905 -- a list of seventy quoted names would fill the page
 )
-PLACEHOLDER_PATH = "path/to/this/folder"
-"""What the card's example loads until the data set is published under a name."""
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"), (10**8, "10M<n<100M"))
 
 _BODY = """# {name}
@@ -80,7 +78,7 @@ def dataset_card(
     table = [f"| {' | '.join(cells)} |", f"|{'|'.join(['---'] + ['---:'] * (len(cells) - 1))}|", f"| {' | '.join(cells.values())} |"]
     body = _BODY.format(
         name=statistics.name,
-        path=PLACEHOLDER_PATH,
+        path="path/to/this/folder",
         statistics="\n".join(table),
         items=statistics.items,
         with_text=statistics.items_with_text,

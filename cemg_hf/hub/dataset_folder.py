@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 from huggingface_hub import DatasetCard
 
 from ..artefacts import read_manifest, write_text
-from ..data.card import PLACEHOLDER_PATH
 from ..data.dataset import INTERACTIONS_FILE, ITEMS_FILE
 from ..errors import CEMGError
 from .contents import Contents, folder_contents
@@ -17,6 +16,7 @@ from .licences import allows_redistribution, card_licences
 
 ITEM_ID = "item_id"
 CARD = "README.md"
+_UNNAMED = "path/to/this/folder"  # what the card of `prepare` loads
 _SLICE = 1 << 10  # rows at once of the question whether anything is there; a row may hold a picture
 
 
@@ -37,7 +37,7 @@ def dataset_contents(dataset: Path, scratch: Path, *, repo: str, item_texts: boo
     if (read_manifest(dataset) or {}).get("stage") != "prepare" or not (dataset / INTERACTIONS_FILE).is_file():
         raise CEMGError(f"{dataset}: holds no prepared data set; finish the run with `cemg run` first")
     files = dict(folder_contents(dataset).files)
-    card = (dataset / CARD).read_text(encoding="utf-8").replace(PLACEHOLDER_PATH, repo)
+    card = (dataset / CARD).read_text(encoding="utf-8").replace(_UNNAMED, repo)
     if not item_texts:
         pq.write_table(_ids_only(dataset / ITEMS_FILE), scratch / ITEMS_FILE)
         files[ITEMS_FILE] = scratch / ITEMS_FILE

@@ -47,10 +47,10 @@ def dataset_contents(dataset: Path, scratch: Path, *, repo: str, item_texts: boo
     return Contents(files)
 
 
-def licence_problems(dataset: Path) -> list[str]:
-    """What of the items' content the licence in the card of a prepared data set does not allow to publish; empty: all may go."""
-    licences = card_licences(dataset / CARD)
-    if allows_redistribution(licences) or not (held := _content_columns(dataset / ITEMS_FILE)):
+def licence_problems(contents: Contents) -> list[str]:
+    """What of the items' content the licence in the card of a dataset repository does not allow to publish; empty: all may go."""
+    licences = card_licences(contents.files[CARD])
+    if allows_redistribution(licences) or not (held := _content_columns(contents.files[ITEMS_FILE])):
         return []
     return [
         f"{ITEMS_FILE}: the licence of the data ({', '.join(licences)}) does not allow to pass on {', '.join(held)}; publish without them "

@@ -103,8 +103,7 @@ def _packages(run: Path, config: PublishConfig, scratch: Path) -> list[Package]:
         changed = scratch / "dataset"
         changed.mkdir()
         contents = dataset_contents(run / "dataset", changed, repo=config.dataset_repo, item_texts=config.item_texts)
-        refused = (licence_problems(run / "dataset") if config.item_texts else []) + problems(contents, secrets)
-        packages.append(Package(config.dataset_repo, "dataset", contents, refused))
+        packages.append(Package(config.dataset_repo, "dataset", contents, licence_problems(contents) + problems(contents, secrets)))
     folder = export_model(run, scratch / "model", name=config.repo, dtype=config.dtype)
     if config.dataset_repo is not None:
         _link(folder / "README.md", config.dataset_repo)

@@ -21,3 +21,11 @@ def recommended(folder: Path, run: Path) -> list[list[list[Any]]]:
     """What the exported model recommends here, as JSON gives it back."""
     model = CEMGForConditionalGeneration.from_pretrained(folder)
     return json.loads(json.dumps(model.recommend(histories(run), k=10, exclude_history=True)))
+
+
+def licensed(dataset: Path, name: str) -> Path:
+    """The data set under another licence, as `cemg prepare` would have written it."""
+    card, manifest = dataset / "README.md", dataset / "manifest.json"
+    card.write_text(card.read_text().replace("license: cc-by-4.0", f"license: {name}"))
+    manifest.write_text(manifest.read_text().replace('"license": "cc-by-4.0"', f'"license": "{name}"'))
+    return dataset

@@ -4,12 +4,16 @@ import shutil
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Image, load_dataset
+from hub_samples import licensed
 from huggingface_hub import DatasetCard
 
 from cemg_hf.data import PreparedDataset
 from cemg_hf.errors import CEMGError
+from cemg_hf.hub.contents import Contents
 from cemg_hf.hub.dataset_folder import dataset_contents, licence_problems
 
 TEXTS = ["title", "brand", "categories", "description", "image"]
@@ -20,16 +24,14 @@ def dataset(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished / "dataset", tmp_path / "dataset"))
 
 
-def licensed(dataset: Path, name: str) -> Path:
-    card = dataset / "README.md"
-    card.write_text(card.read_text().replace("license: cc-by-4.0", f"license: {name}"))
-    return dataset
+def contents_of(dataset: Path, tmp_path: Path, item_texts: bool = True) -> Contents:
+    (tmp_path / "scratch").mkdir()
+    return dataset_contents(dataset, tmp_path / "scratch", repo="org/shop-data", item_texts=item_texts)
 
 
 def assembled(dataset: Path, tmp_path: Path, item_texts: bool) -> Path:
     """The repository as a folder."""
-    (tmp_path / "scratch").mkdir()
-    contents = dataset_contents(dataset, tmp_path / "scratch", repo="org/shop-data", item_texts=item_texts)
+    contents = contents_of(dataset, tmp_path, item_texts)
     for path, file in contents.files.items():
         (tmp_path / "repo" / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, tmp_path / "repo" / path)
@@ -66,17 +68,21 @@ def test_without_texts_no_byte_of_them_is_left(dataset: Path, tmp_path: Path) ->
     assert 'load_dataset("org/shop-data", "items"' in card.text
 
 
-def test_the_licence_decides_on_texts_and_images(dataset: Path) -> None:
-    assert licence_problems(dataset) == []
-    (problem,) = licence_problems(licensed(dataset, "other"))
+def test_the_licence_decides_on_texts_and_images(dataset: Path, tmp_path: Path) -> None:
+    assert licence_problems(contents_of(dataset, tmp_path)) == []
+    shutil.rmtree(tmp_path / "scratch")
+    (problem,) = licence_problems(contents_of(licensed(dataset, "other"), tmp_path))
     assert problem.startswith("items.parquet: the licence of the data (other) does not allow to pass on title, image;")
     assert "--no-item-texts" in problem
+    shutil.rmtree(tmp_path / "scratch")
+    assert licence_problems(contents_of(dataset, tmp_path, item_texts=False)) == []
 
 
-def test_items_that_are_ids_alone_may_go_under_any_licence(dataset: Path) -> None:
-    empty = pl.read_parquet(dataset / "items.parquet").with_columns(pl.lit(None).alias(name) for name in TEXTS)
-    empty.write_parquet(dataset / "items.parquet")
-    assert licence_problems(licensed(dataset, "other")) == []
+def test_items_that_are_ids_alone_may_go_under_any_licence(dataset: Path, tmp_path: Path) -> None:
+    table = pq.read_table(dataset / "items.parquet")
+    empty = pa.table({"item_id": table["item_id"]} | {name: pa.nulls(len(table), table.schema.field(name).type) for name in TEXTS})
+    pq.write_table(empty.cast(table.schema), dataset / "items.parquet")
+    assert licence_problems(contents_of(licensed(dataset, "other"), tmp_path)) == []
 
 
 def test_a_folder_that_is_no_data_set_is_refused(tmp_path: Path) -> None:

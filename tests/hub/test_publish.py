@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hub_samples import MODEL_FILES, histories, recommended
+from hub_samples import MODEL_FILES, histories, licensed, recommended
 from huggingface_hub import ModelCard
 from local_hub import TOKEN, ClientProblem, Clients, Fault, LocalHub
 from local_hub.store import regular_file
@@ -51,11 +51,11 @@ def test_a_dry_run_lists_files_and_sizes_and_needs_no_network(finished: Path) ->
 
 
 def test_a_dry_run_says_all_that_is_refused_and_publishing_stops_before_the_network(run: Path) -> None:
-    card = run / "dataset" / "README.md"
-    card.write_text(card.read_text().replace("license: cc-by-4.0", "license: other") + "\nhf_" + "aB3" * 12 + "\n")
+    licensed(run / "dataset", "other")
+    (run / "dataset" / "notes.md").write_text("a token:\nhf_" + "aB3" * 12 + "\n")
     config = PublishConfig("org/shop", dataset_repo="org/shop-data")
     refused = [line for line in dry_run(run, config).splitlines() if line.startswith("refused")]
-    assert [line.split(":")[1].strip() for line in refused] == ["items.parquet", f"README.md, line {len(card.read_text().splitlines())}"]
+    assert [line.split(":")[1].strip() for line in refused] == ["items.parquet", "notes.md, line 2"]
     with pytest.raises(CEMGError, match=r"nothing was published\. org/shop-data: items\.parquet: .*\(and 1 more, see --dry-run\)"):
         publish(run, config)
 
@@ -192,8 +192,7 @@ def test_a_branch_holds_another_model_and_main_keeps_the_first(
 def test_without_item_texts_under_a_licence_that_forbids_them(
     run: Path, hub: LocalHub, publisher: Clients, puller: Clients, tmp_path: Path
 ) -> None:
-    card = run / "dataset" / "README.md"
-    card.write_text(card.read_text().replace("license: cc-by-4.0", "license: other"))
+    licensed(run / "dataset", "other")
     arguments = [run, "--repo", "org/closed", "--dataset-repo", "org/closed-data", "--private"]
     refused = publisher("publish", arguments=arguments)
     assert refused["status"] == 2

@@ -500,6 +500,36 @@ def export(
 
 
 @app.command()
+def publish(
+    run: Annotated[Path, typer.Argument(help="Run folder, finished by `cemg run`.")],
+    repo: Annotated[str, typer.Option(help="Repository of the model, such as org/cemg-beauty.")],
+    dataset_repo: Annotated[str | None, typer.Option(help="Repository of the data set (default: it is not published).")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make the repositories private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch of the model's repository (default: main); made if missing.")] = None,
+    no_item_texts: Annotated[bool, typer.Option("--no-item-texts", help="Publish the items' ids without their texts and images.")] = False,
+    dtype: Annotated[str, typer.Option(help="Precision of the weights: bfloat16, float16 or float32.")] = "bfloat16",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List files, sizes and what would be refused; nothing is sent.")] = False,
+) -> None:
+    """Push a run to the Hub: model with tokenizer, code and card, and its data set, each in one commit. Run again to resume.
+
+    Who you are is what `hf auth login` or HF_TOKEN says.
+    """
+    from .hub.publish import PublishConfig
+    from .hub.publish import dry_run as list_contents
+    from .hub.publish import publish as publish_run
+    from .settings import from_mapping
+
+    given = {"repo": repo, "dataset_repo": dataset_repo, "private": private, "revision": revision, "item_texts": not no_item_texts}
+    config = from_mapping(PublishConfig, given | {"dtype": dtype}, "cemg publish")
+    if dry_run:
+        typer.echo(list_contents(run, config))
+        return
+    for pushed in publish_run(run, config):
+        state = f"commit {pushed.commit[:10]}" if pushed.changed else f"nothing to change since commit {pushed.commit[:10]}"
+        typer.echo(f"{pushed.kind} {pushed.repo}: {state}; {pushed.url}")
+
+
+@app.command()
 def recipes() -> None:
     """List the recipes that ship with the package, and the systems that `cemg run --system` trains on any of them."""
     from .recipes import load_recipe, recipe_names, system_names

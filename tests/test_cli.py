@@ -33,6 +33,7 @@ COMMANDS = {"run", "quickstart", "prepare", "encode", "tokenize", "finetune", "e
     "study",
     "serve",
     "convert",
+    "publish",
     "download-images",
     "export",
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import yaml
@@ -11,6 +10,7 @@ import yaml
 from ..artefacts import Manifest, fingerprint_path, read_manifest, write_folder, write_text
 from ..errors import CEMGError
 from ..training.loading import open_model
+from .contents import values_without_local_paths, without_local_paths
 from .model_card import model_card
 
 STAGE = "export"
@@ -19,6 +19,8 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 def export_model(run: str | Path, output: str | Path, *, name: str | None = None, dtype: str = "bfloat16") -> Path:
     """Write the model of a run folder as it goes to the Hub, its card made of the run's own results.
+
+    Paths of this machine in the recipe and in the card's command are cut to their last part.
 
     Args:
         run: folder written by `cemg run`, with `recipe.yaml`, `model/` and `metrics.json`.
@@ -39,6 +41,7 @@ def export_model(run: str | Path, output: str | Path, *, name: str | None = None
         raise CEMGError(f"{output}: exists and is no exported model, and would be replaced; name another folder")
     recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
     result = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    result["command"] = without_local_paths(result["command"])
     report = json.loads((run / "model" / "training_report.json").read_text(encoding="utf-8"))
     model = open_model(run / "model", dtype=dtype)
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -62,5 +65,6 @@ def export_model(run: str | Path, output: str | Path, *, name: str | None = None
     with write_folder(output, manifest) as scratch:
         model.save_pretrained(scratch)
         write_text(scratch / "README.md", card)
-        shutil.copyfile(run / "recipe.yaml", scratch / "recipe.yaml")
+        published = values_without_local_paths(recipe)
+        write_text(scratch / "recipe.yaml", yaml.safe_dump(published, sort_keys=False, allow_unicode=True))
     return output

@@ -2,12 +2,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
-from command_samples import small_recipe, write_shop
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
@@ -15,19 +13,6 @@ from cemg_hf import CEMGForConditionalGeneration
 from cemg_hf.errors import CEMGError
 from cemg_hf.hub.export import export_model
 from cemg_hf.hub.model_card import model_card
-from cemg_hf.recipes import load_recipe
-from cemg_hf.training.pipeline import run
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("shop")
-    write_shop(folder)
-    values: dict[str, Any] = small_recipe(folder)
-    values["finetune"] |= {"dense": {"settings": {"hidden_size": 8}, "content": True, "loop": {"epochs": 1, "batch_size": 16}}}
-    (folder / "dense.yaml").write_text(yaml.safe_dump(values))
-    run(load_recipe(folder / "dense.yaml"), folder / "run", command="cemg run dense.yaml")
-    return folder / "run"
 
 
 def test_the_folder_recommends_as_the_run_does(finished: Path, tmp_path: Path) -> None:
@@ -60,6 +45,15 @@ def test_no_cold_targets_and_a_changed_checkout_are_said(finished: Path) -> None
     card = model_card(**about, result=result, tokenizer=tokenizer)
     assert "found rarely: no test user has one here" in card
     assert "commit 0123456789-dirty" in card
+
+
+def test_paths_of_this_machine_stay_on_it(finished: Path, tmp_path: Path) -> None:
+    assert str(finished.parent) in (finished / "recipe.yaml").read_text()
+    exported = export_model(finished, tmp_path / "published", name="org/cemg-shop")
+    recipe = yaml.safe_load((exported / "recipe.yaml").read_text())
+    assert recipe["prepare"]["interactions"] == "interactions.csv"
+    assert "`cemg run dense.yaml --output run`" in (exported / "README.md").read_text()
+    assert all(str(finished.parent).encode() not in path.read_bytes() for path in exported.iterdir())
 
 
 def test_what_is_missing_is_named(finished: Path, tmp_path: Path) -> None:

@@ -418,6 +418,7 @@ def test_folders_written_before_items_could_be_added_still_load(tmp_path):
     content = json.loads(config.read_text())
     assert content.pop("format_version") == 1
     assert content.pop("trained_fingerprint") == TOKENIZER.catalogue_fingerprint
+    assert content.pop("has_rqvae") is False
     config.write_text(json.dumps(content))
     tokenization_cemg.save_file({"item_codes": TOKENIZER.item_codes.int()}, tmp_path / "item_codes.safetensors")
     assert_same_tokenizer(CEMGTokenizer.from_pretrained(tmp_path), TOKENIZER)
@@ -429,6 +430,15 @@ def test_folders_of_a_newer_version_are_refused(tmp_path, name, key):
     content = json.loads((tmp_path / name).read_text())
     (tmp_path / name).write_text(json.dumps(content | {key: 2, "surprise": 1}))
     with pytest.raises(ValueError, match="format 2, this version of cemg_hf reads format 1; update cemg_hf"):
+        CEMGTokenizer.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("missing", [["rqvae.safetensors"], ["rqvae_config.json"], ["rqvae.safetensors", "rqvae_config.json"]])
+def test_an_rqvae_that_did_not_arrive_is_not_passed_over(tmp_path, missing):
+    open_tokenizer().save_pretrained(tmp_path)
+    for name in missing:
+        (tmp_path / name).unlink()
+    with pytest.raises(ValueError, match=r"its files \(rqvae_config\.json, rqvae\.safetensors\) did not all arrive"):
         CEMGTokenizer.from_pretrained(tmp_path)
 
 

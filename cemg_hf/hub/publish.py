@@ -1,0 +1,119 @@
+"""A run to the Hub: its model with tokenizer, code and card, and its data set, each in one commit."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from huggingface_hub import ModelCard, get_token
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+from ..artefacts import write_text
+from ..errors import CEMGError
+from .contents import Contents, folder_contents, problems
+from .dataset_folder import dataset_contents, licence_problems
+from .export import export_model
+from .push import Pushed, push
+
+
+@dataclass(frozen=True)
+class PublishConfig:
+    """Where a run is published, and what of it."""
+
+    repo: str = field(metadata={"help": "Repository of the model, such as org/cemg-beauty."})
+    dataset_repo: str | None = field(default=None, metadata={"help": "Repository of the data set (default: it is not published)."})
+    private: bool = field(default=False, metadata={"help": "Make the repositories private."})
+    revision: str | None = field(default=None, metadata={"help": "Branch of the model's repository (default: main); made if missing."})
+    item_texts: bool = field(default=True, metadata={"help": "Whether the data set carries the items' texts and images."})
+    dtype: str = field(default="bfloat16", metadata={"help": "Precision of the weights: bfloat16, float16 or float32."})
+
+    def __post_init__(self) -> None:
+        for option, name in (("--repo", self.repo), ("--dataset-repo", self.dataset_repo)):
+            try:
+                if name is not None:
+                    validate_repo_id(name)
+            except HFValidationError as error:
+                raise ValueError(f"{option} {name}: {' '.join(str(error).split())}") from error
+        if self.repo == self.dataset_repo:
+            raise ValueError(
+                f"--dataset-repo {self.dataset_repo}: is the name of the model's repository; choose another, such as {self.repo}-data"
+            )
+
+
+@dataclass(frozen=True)
+class Package:
+    """One repository as it would be pushed, and what forbids it. refused: one sentence for each reason."""
+
+    repo: str
+    kind: str
+    contents: Contents
+    refused: list[str]
+
+    def __str__(self) -> str:
+        sizes = self.contents.sizes
+        lines = [f"{self.kind} {self.repo}: {len(sizes)} files, {sum(sizes.values()) / 1e6:.1f} MB"]
+        lines += [f"{size:>14,}  {path}" for path, size in sizes.items()]
+        return "\n".join(lines + [f"refused: {reason}" for reason in self.refused])
+
+
+def publish(run: str | Path, config: PublishConfig) -> list[Pushed]:
+    """Push a finished run: the data set first (if it has a repository), then the model, whose card links it.
+
+    Each repository is in its old state or in its new one, at any time; the same call again continues what was interrupted, and makes no
+    commit where nothing changed.
+
+    Raises:
+        CEMGError: a run that is not complete, anything that must not be published (see `dry_run`), or a push that failed.
+    """
+    with tempfile.TemporaryDirectory(prefix="cemg-publish-") as scratch:
+        packages = _packages(Path(run), config, Path(scratch))
+        refused = [f"{package.repo}: {reason}" for package in packages for reason in package.refused]
+        if refused:
+            more = f" (and {len(refused) - 1} more, see --dry-run)" if len(refused) > 1 else ""
+            raise CEMGError(f"nothing was published. {refused[0]}{more}")
+        return [
+            push(
+                package.contents,
+                package.repo,
+                kind=package.kind,
+                private=config.private,
+                branch=config.revision if package.kind == "model" else None,
+                message=f"Publish {package.kind} of {Path(run).resolve().name}",
+            )
+            for package in packages
+        ]
+
+
+def dry_run(run: str | Path, config: PublishConfig) -> str:
+    """What `publish` would push, without a network: every file with its size in bytes, and all that it would refuse.
+
+    Raises:
+        CEMGError: a run that is not complete.
+    """
+    with tempfile.TemporaryDirectory(prefix="cemg-publish-") as scratch:
+        return "\n\n".join(map(str, _packages(Path(run), config, Path(scratch))))
+
+
+def _packages(run: Path, config: PublishConfig, scratch: Path) -> list[Package]:
+    token = get_token()
+    secrets = [token] if token else []
+    packages = []
+    if config.dataset_repo is not None:
+        changed = scratch / "dataset"
+        changed.mkdir()
+        contents = dataset_contents(run / "dataset", changed, repo=config.dataset_repo, item_texts=config.item_texts)
+        packages.append(Package(config.dataset_repo, "dataset", contents, licence_problems(contents) + problems(contents, secrets)))
+    folder = export_model(run, scratch / "model", name=config.repo, dtype=config.dtype)
+    if config.dataset_repo is not None:
+        _link(folder / "README.md", config.dataset_repo)
+    contents = folder_contents(folder)
+    packages.append(Package(config.repo, "model", contents, problems(contents, secrets)))
+    return packages
+
+
+def _link(card_file: Path, dataset_repo: str) -> None:
+    """Name the data set in the metadata of the model's card."""
+    card = ModelCard.load(card_file)
+    card.data["datasets"] = [dataset_repo]
+    write_text(card_file, str(card))

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cemg_hf.artefacts import portable
 from cemg_hf.errors import CEMGError
 from cemg_hf.training.cold_start import format_cold_start
 
@@ -113,7 +114,7 @@ def provenance(envelope: Mapping[str, Any]) -> str:
     where = f"{machine['cores']} cores" if machine["accelerator"] == "none" else machine["accelerator"]
     commit, dirty, _ = envelope["commit"].partition("-dirty")
     parts = [
-        f"`{envelope['command']}`",
+        f"`{portable(envelope['command'])}`",
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}",
         where,
         _duration(envelope["seconds"]),

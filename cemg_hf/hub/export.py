@@ -56,11 +56,13 @@ def export_model(
     result = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     beside = None if comparison is None else read_results(comparison)
     model = open_model(run / "model", dtype=dtype)
+    assert model.tokenizer is not None  # a model folder without its catalogue does not open
+    item_ids = model.tokenizer.item_ids
     about = CardModel(
         name=name or output.resolve().name,
         recipe=recipe,
-        examples=tuple(model.tokenizer.item_ids[:2]),
-        items=len(model.tokenizer.item_ids),
+        examples=tuple(item_ids[:2]),
+        items=len(item_ids),
         training=_training(run, model, dtype),
         dataset_repo=dataset_repo,
     )

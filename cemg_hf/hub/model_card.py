@@ -251,7 +251,9 @@ def _spread(std: Mapping[str, Any], intervals: Mapping[str, Any]) -> str:
 
 def _tested(system: str, comparison: Mapping[str, Any]) -> str:
     """What the paired tests say of the system against every other one; empty without tests."""
-    ahead, behind, level = [], [], []
+    ahead: list[str] = []
+    behind: list[str] = []
+    level: list[str] = []
     for pair in comparison.get("pairs", []):
         if system not in (pair["a"], pair["b"]):
             continue

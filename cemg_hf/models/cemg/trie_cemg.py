@@ -123,6 +123,7 @@ class ItemTrie:
         return sum(tensor.nbytes for tensor in (self.leaf_items, self.leaf_of_item, *extra, *self.codes, *self.first_child))
 
     def num_nodes(self, depth: int) -> int:
+        """Number of different prefixes of `depth` codes."""
         return self.num_items if depth == self.num_levels else len(self.first_child[depth]) - 1
 
     def leaves_of(self, items: Tensor) -> Tensor:

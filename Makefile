@@ -43,7 +43,8 @@ runs/quickstart/metrics.json:
 	.venv/bin/cemg quickstart
 
 docs:  ## Render the docstrings into build/docs
-	.venv/bin/python -m pdoc --docformat google --no-show-source --output-directory build/docs cemg_hf
+	.venv/bin/python -m pdoc --docformat google --no-show-source --output-directory build/docs \
+		cemg_hf cemg_hf.data cemg_hf.features cemg_hf.evaluation
 
 cards:  ## Write the tables of the pages and the cards from benchmarks/results
 	.venv/bin/python benchmarks/readme_tables.py

@@ -163,7 +163,16 @@ class ItemTrie:
         return nodes
 
     def descend(self, depth: int, nodes: Tensor, codes: Tensor) -> Tensor:
-        """Node of depth + 1 reached from `nodes` (...) of one depth along the edges `codes` (...); −1 where there is no such edge."""
+        """Follow one edge from each node.
+
+        Args:
+            depth: codes that lead to `nodes`.
+            nodes: (...) of that depth; −1 stays −1.
+            codes: (...), the edge of each.
+
+        Returns:
+            (...) nodes of depth + 1; −1 where there is no such edge.
+        """
         first, edges = self.first_child[depth], self.codes[depth]
         known = nodes.clamp(min=0)
         end = first[known + 1].long()

@@ -1,9 +1,11 @@
-"""Fill the result tables of README.md from the JSON files in benchmarks/results.
+"""Fill the result tables of README.md and docs/*.md from the JSON files in benchmarks/results.
 
-A table stands between `<!-- results:NAME -->` and `<!-- /results -->` and is made from results/NAME.json; figures are never typed in.
+A table stands between `<!-- results:NAME -->` and `<!-- /results -->` and is made from results/NAME.json. A single figure stands between
+`<!-- value: NAME | key | … | format -->` and `<!-- /value -->`: the keys lead through `metrics` of results/NAME.json (a first key `/key`
+through the file itself), the format is Python's. Figures are never typed in.
 
-    python benchmarks/readme_tables.py            write README.md
-    python benchmarks/readme_tables.py --check    write nothing; exit status 1 when README.md is not what would be written
+    python benchmarks/readme_tables.py            write the pages
+    python benchmarks/readme_tables.py --check    write nothing; exit status 1 when a page is not what would be written
 """
 
 from __future__ import annotations
@@ -16,15 +18,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cemg_hf.artefacts import portable
 from cemg_hf.errors import CEMGError
 from cemg_hf.training.cold_start import format_cold_start
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 RESULTS = ROOT / "benchmarks" / "results"
 
 SECTION = re.compile(r"(<!-- results:(?P<name>[\w.-]+) -->\n)(?P<body>.*?)(<!-- /results -->)", re.DOTALL)
-MARKER = re.compile(r"<!-- (?:results:|/results)")
+VALUE = re.compile(r"(<!-- value: (?P<name>[\w.-]+) \| (?P<keys>[^<>]+) \| (?P<format>[\w.,%]+) -->)(?P<body>[^<>]*)(<!-- /value -->)")
+MARKER = re.compile(r"<!-- (?:results:|/results|value:|/value)")
 NOT_MEASURED = "Not measured yet.\n"
 
 ACCURACY_SLICES = {"test": "all items", "test_excluding_history": "history excluded", "test_cold": "cold targets"}
@@ -32,16 +36,36 @@ ACCURACY_METRICS = {"hr@10": "HR@10", "ndcg@10": "NDCG@10"}
 
 
 def fill(text: str, results: Path) -> str:
-    """`text` with every table made anew.
+    """`text` with every table and every figure made anew.
 
     Raises:
-        CEMGError: a marker without its partner, or a results file that is not the envelope of `artefacts.result_envelope`.
+        CEMGError: a marker without its partner, a figure that is not in its file, or a results file that is not the envelope of
+            `artefacts.result_envelope`.
     """
     filled = SECTION.sub(lambda match: match[1] + table(results / f"{match['name']}.json") + match[4], text)
-    paired = 2 * len(SECTION.findall(text))
+    filled = VALUE.sub(
+        lambda match: match[1] + figure(results / f"{match['name']}.json", match["keys"], match["format"]) + match[6], filled
+    )
+    paired = 2 * len(SECTION.findall(text)) + 2 * len(VALUE.findall(text))
     if len(MARKER.findall(text)) != paired:
-        raise CEMGError("README.md: a results marker stands alone; write <!-- results:NAME --> … <!-- /results -->, each on its own line")
+        raise CEMGError(
+            "a marker stands alone; write <!-- results:NAME --> … <!-- /results -->, each on its own line, or "
+            "<!-- value: NAME | key | … | format --> … <!-- /value -->"
+        )
     return filled
+
+
+def figure(path: Path, keys: str, form: str) -> str:
+    """One measured value, formatted."""
+    first, *rest = keys.split(" | ")
+    try:
+        place: Any = json.loads(path.read_text(encoding="utf-8"))
+        place = place[first.removeprefix("/")] if first.startswith("/") else place["metrics"][first]
+        for key in rest:
+            place = place[int(key)] if isinstance(place, list) else place[key]
+        return format(place, form)
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise CEMGError(f"{path}: has no figure {keys!r} to be written as {form!r} ({type(error).__name__}: {error})") from error
 
 
 def table(path: Path) -> str:
@@ -113,7 +137,7 @@ def provenance(envelope: Mapping[str, Any]) -> str:
     where = f"{machine['cores']} cores" if machine["accelerator"] == "none" else machine["accelerator"]
     commit, dirty, _ = envelope["commit"].partition("-dirty")
     parts = [
-        f"`{envelope['command']}`",
+        f"`{portable(envelope['command'])}`",
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}",
         where,
         _duration(envelope["seconds"]),
@@ -161,19 +185,21 @@ def _duration(seconds: float) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Fill the result tables of README.md from benchmarks/results.")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 when README.md is stale")
-    parser.add_argument("--readme", type=Path, default=README, help="file with the tables")
+    parser = argparse.ArgumentParser(description="Fill the result tables of README.md and docs/*.md from benchmarks/results.")
+    parser.add_argument("pages", type=Path, nargs="*", default=PAGES, help="files with tables (default: README.md and docs/*.md)")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 when a page is stale")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
     arguments = parser.parse_args()
-    text = arguments.readme.read_text(encoding="utf-8")
-    filled = fill(text, arguments.results)
-    if arguments.check:
-        if filled != text:
-            print(f"{arguments.readme} is stale: run `python benchmarks/readme_tables.py`", file=sys.stderr)
-        return int(filled != text)
-    arguments.readme.write_text(filled, encoding="utf-8")
-    return 0
+    stale = 0
+    for page in arguments.pages:
+        text = page.read_text(encoding="utf-8")
+        filled = fill(text, arguments.results)
+        if not arguments.check:
+            page.write_text(filled, encoding="utf-8")
+        elif filled != text:
+            stale = 1
+            print(f"{page} is stale: run `python benchmarks/readme_tables.py`", file=sys.stderr)
+    return stale
 
 
 if __name__ == "__main__":

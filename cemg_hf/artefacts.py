@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import time
@@ -18,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, distribution, version
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import urlparse
 from urllib.request import url2pathname
@@ -27,6 +28,7 @@ from .errors import CEMGError
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_KEYS = ("stage", "settings", "inputs", "seed")
+_PARTS_OF_RUNS = ("dataset", "features", "tokenizer", "model", "evaluation", "evaluation-codes-only")
 REPORTED_PACKAGES = ("cemg-hf", "torch", "torchvision", "transformers", "accelerate", "datasets", "torch-geometric", "peft", "numpy")
 
 
@@ -186,6 +188,20 @@ def _installed_from() -> Path | None:
         return None
     address = urlparse(json.loads(record)["url"]) if record else None
     return Path(url2pathname(address.path)) if address is not None and address.scheme == "file" else None
+
+
+def portable(command: str) -> str:
+    """A recorded command as others may read it: an absolute path is cut to its name, that of a run's `tokenizer/`, … to two names."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # not a command line of a shell
+        words = command.split()
+    return shlex.join("=".join(_name_of(part) for part in word.split("=")) for word in words)
+
+
+def _name_of(word: str) -> str:
+    path = PurePath(word)
+    return str(PurePath(*path.parts[-2 if path.name in _PARTS_OF_RUNS and len(path.parts) > 2 else -1 :])) if path.is_absolute() else word
 
 
 def result_envelope(

@@ -488,13 +488,17 @@ def serve(
 def export(
     run: Annotated[Path, typer.Argument(help="Run folder, finished by `cemg run`.")],
     output: Output,
-    name: Annotated[str | None, typer.Option(help="What the card's example loads, such as org/cemg-beauty (default: the folder).")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What the card's example loads, such as org/cemg-beauty (default: the folder's name).")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="Precision of the weights: bfloat16, float16 or float32.")] = "bfloat16",
+    comparison: Annotated[Path | None, typer.Option(help="compare.json of `cemg compare`: other systems, shown in the card.")] = None,
+    dataset_repo: Annotated[str | None, typer.Option(help="Hub id of the published data set; also writes .eval_results/.")] = None,
 ) -> None:
     """Write the model of a run as it is published: half precision, tokenizer, code, and a card made of the run's own results."""
     from .hub.export import export_model
 
-    folder = export_model(run, output, name=name, dtype=dtype)
+    folder = export_model(run, output, name=name, dtype=dtype, comparison=comparison, dataset_repo=dataset_repo)
     size = sum(path.stat().st_size for path in folder.iterdir())
     typer.echo(f"{folder}: {size / 1e6:.1f} MB; AutoModel.from_pretrained({str(folder)!r}) loads it")
 

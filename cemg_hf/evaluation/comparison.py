@@ -6,7 +6,7 @@ the intervals say what other users would change. What another training run would
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from typing import Any
@@ -38,6 +38,7 @@ class ComparedSystem:
     metrics: SliceValues = field(metadata={"help": "Means over the seeds, slice -> metric -> value."})
     std: SliceValues = field(metadata={"help": "Standard deviations over the seeds; empty for a single one."})
     intervals: SliceIntervals = field(metadata={"help": "95 % bootstrap intervals over users, slice -> metric -> [low, high]."})
+    seconds_by_stage: Mapping[str, float] = field(default_factory=dict, metadata={"help": "Wall time of each stage, mean over the seeds."})
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,11 @@ class Comparison:
             "metric": self.metric,
             "slice": self.slice,
             "pairs": [asdict(pair) for pair in self.pairs],
-            "systems": {system.name: {"seeds": system.seeds, "sources": system.sources} for system in self.systems},
+            "systems": {
+                system.name: {"seeds": system.seeds, "sources": system.sources}
+                | ({"seconds_by_stage": dict(system.seconds_by_stage)} if system.seconds_by_stage else {})
+                for system in self.systems
+            },
         }
 
 
@@ -238,9 +243,10 @@ def _grouped(runs: Sequence[MeasuredRun]) -> dict[str, list[MeasuredRun]]:
 def _row(name: str, members: Sequence[MeasuredRun], cases: _SharedCases | None) -> ComparedSystem:
     """One system over its runs; `cases` (None: take the intervals as saved) gives the intervals of the means over several."""
     seeds, sources = [seed for run in members for seed in run.seeds], [run.source for run in members]
+    seconds = _mean_seconds(members)
     if len(members) == 1:
         only = members[0]
-        return ComparedSystem(name, seeds, sources, only.metrics, only.std, only.intervals)
+        return ComparedSystem(name, seeds, sources, only.metrics, only.std, only.intervals, seconds)
     metrics: dict[str, dict[str, float | int | None]] = {}
     std: dict[str, dict[str, float | int | None]] = {}
     intervals: dict[str, dict[str, list[float] | None]] = {}
@@ -257,4 +263,12 @@ def _row(name: str, members: Sequence[MeasuredRun], cases: _SharedCases | None) 
                 values = cases.values(members, metric, part)
                 found = bootstrap_interval(values) if len(values) else None
                 intervals.setdefault(part, {})[metric] = None if found is None else [found.low, found.high]
-    return ComparedSystem(name, seeds, sources, metrics, std, intervals)
+    return ComparedSystem(name, seeds, sources, metrics, std, intervals, seconds)
+
+
+def _mean_seconds(members: Sequence[MeasuredRun]) -> dict[str, float]:
+    """Seconds of each stage, over the runs; none where a run does not say."""
+    first = members[0].seconds_by_stage
+    if any(set(run.seconds_by_stage) != set(first) for run in members):
+        return {}
+    return {stage: round(float(np.mean([run.seconds_by_stage[stage] for run in members])), 2) for stage in first}

@@ -29,6 +29,7 @@ class MeasuredRun:
     std: SliceValues = field(default_factory=dict, metadata={"help": "Standard deviations over the seeds, where there are several."})
     intervals: SliceIntervals = field(default_factory=dict, metadata={"help": "slice -> metric -> [low, high]."})
     protocol: Mapping[str, Any] | None = field(default=None, metadata={"help": "How the data was split and sliced; None: not recorded."})
+    seconds_by_stage: Mapping[str, float] = field(default_factory=dict, metadata={"help": "Wall time of each stage, where a run says."})
     predictions: Predictions | None = field(default=None, metadata={"help": "The lists behind the figures, where they were saved."})
 
 
@@ -73,6 +74,8 @@ def _read(argument: str) -> list[MeasuredRun]:
     others = set(envelope["metrics"]) - {own, FLOOR}
     if name is not None and others:
         raise CEMGError(f"{argument}: {file} holds several systems ({own}, {', '.join(sorted(others))}); leave the name out")
+    whole = place / METRICS_NAME if place.is_dir() else file  # a run's own results know what all its stages took
+    seconds = _envelope(whole).get("seconds_by_stage", {}) if whole.is_file() else {}
     saved = folder is not None and (folder / PREDICTIONS_NAME).is_file()
     return [
         MeasuredRun(
@@ -83,6 +86,7 @@ def _read(argument: str) -> list[MeasuredRun]:
             std=envelope.get("std", {}).get(system, {}),
             intervals=envelope.get("intervals", {}).get(system, {}),
             protocol=envelope.get("protocol"),
+            seconds_by_stage=seconds if system == own else {},
             predictions=read_predictions(folder) if saved and folder is not None and system == own else None,
         )
         for system, slices in envelope["metrics"].items()

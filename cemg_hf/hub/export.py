@@ -1,9 +1,11 @@
-"""A run as the folder that is published: weights in half precision, tokenizer, code and card."""
+"""A run as the folder that is published: weights in half precision, tokenizer, code, endpoint handler and card."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -11,13 +13,26 @@ from ..artefacts import Manifest, fingerprint_path, read_manifest, write_folder,
 from ..errors import CEMGError
 from ..training.loading import open_model
 from .contents import values_without_local_paths, without_local_paths
-from .model_card import model_card
+from .model_card import CardModel, eval_results, model_card
+
+if TYPE_CHECKING:
+    from ..models.cemg import CEMGForConditionalGeneration
 
 STAGE = "export"
+HANDLER = Path(__file__).with_name("handler.py")
+REQUIREMENTS = "transformers>=5.17\n"  # what an Inference Endpoint has to update; torch it has, in a build for its own machine
 DTYPES = ("bfloat16", "float16", "float32")
 
 
-def export_model(run: str | Path, output: str | Path, *, name: str | None = None, dtype: str = "bfloat16") -> Path:
+def export_model(
+    run: str | Path,
+    output: str | Path,
+    *,
+    name: str | None = None,
+    dtype: str = "bfloat16",
+    comparison: str | Path | None = None,
+    dataset_repo: str | None = None,
+) -> Path:
     """Write the model of a run folder as it goes to the Hub, its card made of the run's own results.
 
     Paths of this machine in the recipe and in the card's command are cut to their last part.
@@ -25,11 +40,14 @@ def export_model(run: str | Path, output: str | Path, *, name: str | None = None
     Args:
         run: folder written by `cemg run`, with `recipe.yaml`, `model/` and `metrics.json`.
         output: folder to write; what stood there is replaced when the new one is complete.
-        name: what the card's example loads (default: `output`).
+        name: what the card's example loads (default: the name of `output`).
         dtype: precision of the weights; scores are summed in single precision whatever it is.
+        comparison: results of other systems on the same test cases (`compare.json` of `cemg compare`), shown beside the run's own.
+        dataset_repo: Hub id of the published data set; named in the card, and `.eval_results/` then holds the figures of its tasks.
 
     Raises:
-        CEMGError: a run that is not complete, an unknown precision, or an output that holds something else than an exported model.
+        CEMGError: a run that is not complete, an unknown precision, a comparison on other test cases, or an output that holds something
+            else than an exported model.
     """
     run, output = Path(run), Path(output)
     if dtype not in DTYPES:
@@ -42,29 +60,53 @@ def export_model(run: str | Path, output: str | Path, *, name: str | None = None
     recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
     result = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     result["command"] = without_local_paths(result["command"])
-    report = json.loads((run / "model" / "training_report.json").read_text(encoding="utf-8"))
+    beside = None if comparison is None else read_results(comparison)
     model = open_model(run / "model", dtype=dtype)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    stages = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in result["seconds_by_stage"].items())
-    training = (
-        f"{parameters:,} parameters ({dtype}), trained for {report['steps']:,} steps on {report['targets']:,} targets per epoch; best "
-        f"epoch by validation NDCG@10: {report['best_epoch']}. Stages: {stages}. Every setting is in `recipe.yaml` of this folder."
+    assert model.tokenizer is not None  # a model folder without its catalogue does not open
+    item_ids = model.tokenizer.item_ids
+    about = CardModel(
+        name=name or output.resolve().name,
+        recipe=recipe,
+        examples=tuple(item_ids[:2]),
+        items=len(item_ids),
+        training=_training(run, model, dtype),
+        dataset_repo=dataset_repo,
     )
-    card = model_card(
-        name=name or str(output),
-        title=f"cemg-{recipe['name']}",
-        description=recipe["description"],
-        data=recipe["prepare"]["name"],
-        license_name=recipe["prepare"]["license"],
-        system=recipe["system"],
-        result=result,
-        training=training,
-        tokenizer=model.tokenizer,
-    )
+    card = model_card(about, result, beside)
     manifest = Manifest(STAGE, {"dtype": dtype, "name": name}, {"model": fingerprint_path(run / "model")}, recipe["seed"])
     with write_folder(output, manifest) as scratch:
         model.save_pretrained(scratch)
         write_text(scratch / "README.md", card)
         published = values_without_local_paths(recipe)
         write_text(scratch / "recipe.yaml", yaml.safe_dump(published, sort_keys=False, allow_unicode=True))
+        shutil.copyfile(HANDLER, scratch / HANDLER.name)
+        write_text(scratch / "requirements.txt", REQUIREMENTS)
+        if dataset_repo is not None:
+            write_text(scratch / ".eval_results" / f"{recipe['prepare']['name']}.yaml", eval_results(about, result))
     return output
+
+
+def read_results(path: str | Path) -> dict[str, Any]:
+    """Envelope of a file of results.
+
+    Raises:
+        CEMGError: there is no such file, or it is something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CEMGError(f"{path}: no such file; give the `compare.json` that `cemg compare` wrote")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        _ = [slices["test"]["n"] for slices in content["metrics"].values()]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CEMGError(f"{path}: not a file of ranking results ({type(error).__name__}: {error}); give that of `cemg compare`") from error
+    return content
+
+
+def _training(run: Path, model: CEMGForConditionalGeneration, dtype: str) -> str:
+    report = json.loads((run / "model" / "training_report.json").read_text(encoding="utf-8"))
+    return (
+        f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters ({dtype}), trained for {report['steps']:,} steps on "
+        f"{report['targets']:,} targets per epoch; best epoch by validation NDCG@10: {report['best_epoch']}. Every setting is in "
+        "`recipe.yaml` of this folder."
+    )

@@ -1,14 +1,26 @@
-"""The model card: README.md of a model's repository, every figure of it from a results file."""
+"""The model card: README.md of a model's repository, every figure of it from results files."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
+import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
+
+from ..artefacts import portable
+from ..data.card import license_fields
+from ..errors import CEMGError
+from .dataset_card import TASKS
+from .metadata import check_eval_results, check_model_card
+from .provenance import provenance
+from .recipe_table import content_of, recipe_rows
 
 SLICES = {"test": "all items ranked", "test_excluding_history": "history items excluded"}
 METRICS = {"hr@10": "HR@10", "ndcg@10": "NDCG@10", "hr@20": "HR@20", "ndcg@20": "NDCG@20"}
+SIGNIFICANT = 0.05
 
 _BODY = """# {title}
 
@@ -16,134 +28,264 @@ _BODY = """# {title}
 
 A generative recommender made with the Python package cemg_hf: every item of the catalogue is a code of {levels} tokens, made of its
 content and of who bought it, and a T5 writes the code of the next item. Method: [CEMG, arXiv 2512.21543](https://arxiv.org/abs/2512.21543).
-
+{notice}
 ## Use
+
+```python
+from transformers import pipeline
+
+recommend = pipeline("next-item-recommendation", model="{name}", trust_remote_code=True)
+print(recommend({history}, top_k=10, exclude_history=True))
+```
+
+or
 
 ```python
 from transformers import AutoModel
 
 model = AutoModel.from_pretrained("{name}", trust_remote_code=True)
-print(model.recommend(["{first}", "{second}"], k=10, exclude_history=True))
+print(model.recommend({history}, k=10, exclude_history=True))
 ```
 
-`model.tokenizer.item_ids` is the catalogue: {items:,} items. Every recommendation is one of them.
+Histories are item ids, oldest first. `model.tokenizer.item_ids` is the catalogue{items}; every recommendation is one of them.
 
 ## Results
 
-Leave-one-out (a user's last item), whole catalogue ranked{cases}; 95 % intervals by bootstrap over users.
+{protocol}, whole catalogue ranked{cases}; {spread}.
 
 {table}
 
-Measured by `{command}` on {machine}, seed {seeds}, commit {commit}; {seconds:.0f} s in all.
+{tested}Measured by `{command}` on {machine}, seed{plural} {seeds}, commit {commit}.
 
 ## Training
 
-{training}
+{recipe}
+
+{training}{cost}
 
 ## Limits and bias
 
-- Recommendations follow what was bought before: popular items come out far more often than others (mean popularity percentile of the
-  recommended items {popularity}, .5 would be even; {coverage} of the catalogue stands in somebody's first ten).
+- {bias}
 - Targets with at most five training interactions are found rarely: {cold}.
 - The interactions are those of {data}; other shops, years and languages will differ. Nothing is known about who the users were.
+- For ranking items of this catalogue; nothing about a person should be concluded from a list.
 
 ## Licence
 
-The code is Apache-2.0. The weights were trained on {data}, whose terms apply to them ({license}); the repository holds item ids and codes,
-no item texts and no images.
+The code is Apache-2.0. The weights were trained on {data} (licence: {license}). {terms} The repository holds item ids and codes, no item
+texts and no images.
 """
 
 
-def model_card(
-    *,
-    name: str,
-    title: str,
-    description: str,
-    data: str,
-    license_name: str,
-    system: str,
-    result: Mapping[str, Any],
-    training: str,
-    tokenizer: Any,
-) -> str:
-    """Markdown of the card with the front matter that the Hub reads (model-index included).
+@dataclass(frozen=True)
+class CardModel:
+    """What a card says about a model beside its results."""
+
+    name: str = field(metadata={"help": "Repository or folder that the examples load."})
+    recipe: Mapping[str, Any] = field(metadata={"help": "The recipe, complete, as `recipe.yaml` of a run holds it."})
+    examples: tuple[str, ...] = field(metadata={"help": "Item ids of the catalogue for the examples."})
+    items: int | None = field(default=None, metadata={"help": "Size of the catalogue; None: not known here."})
+    training: str = field(default="", metadata={"help": "Sentences on how this one was trained."})
+    notice: str = field(default="", metadata={"help": "Paragraph below the description."})
+    dataset_repo: str | None = field(default=None, metadata={"help": "Hub id of the data set it was trained on, where it is published."})
+
+    @property
+    def title(self) -> str:
+        return f"cemg-{self.recipe['name']}"
+
+    @property
+    def data(self) -> str:
+        return self.recipe["prepare"]["name"]
+
+
+def model_card(model: CardModel, result: Mapping[str, Any], comparison: Mapping[str, Any] | None = None) -> str:
+    """Markdown of the card with the front matter that the Hub reads (model-index included), checked against the Hub's schema.
 
     Args:
-        name: repository or folder that the example loads.
-        title, description: heading and one paragraph.
-        data: name of the data set.
-        license_name: `license` of the front matter.
-        system: key of the model in the metrics.
-        result: envelope of the run's `metrics.json`.
-        training: paragraph on how it was trained.
-        tokenizer: the model's item tokenizer.
+        model: what it is about.
+        result: envelope of the run's `metrics.json`, or one of several systems, the recipe's among them.
+        comparison: envelope of other systems on the same test cases (`cemg compare`), shown beside it with its paired tests.
+
+    Raises:
+        CEMGError: results without the recipe's system, a comparison on other test cases, or metadata the Hub would refuse.
     """
-    metrics, intervals = result["metrics"], result.get("intervals", {})
-    own = metrics[system]
-    cases = own["test"]["n"]
+    recipe, system, known = model.recipe, model.recipe["system"], provenance(model.data)
+    if system not in result["metrics"]:
+        raise CEMGError(f"results: {system!r} is not among their systems ({', '.join(result['metrics'])}); give those of this recipe")
+    own = result["metrics"][system]
+    metrics, std, intervals = _beside(result, comparison, own["test"]["n"])
+    commit, dirty, _ = result["commit"].partition("-dirty")
+    cold = own["test_cold_excluding_history"]
+    time_split = recipe["prepare"].get("split") == "time"
+    body = _BODY.format(
+        title=model.title,
+        description=recipe["description"],
+        name=model.name,
+        notice=f"\n{model.notice}\n" if model.notice else "",
+        levels=recipe["tokenize"]["num_levels"],
+        items=f": {model.items:,} items" if model.items is not None else "",
+        history="[" + ", ".join(f'"{item}"' for item in model.examples) + "]",
+        protocol="Split by time" if time_split else "Leave-one-out (a user's last item)",
+        cases=f", {own['test']['n']:,} users",
+        spread=_spread(std, intervals),
+        table=_table(system, metrics, std, intervals),
+        tested=_tested(system, comparison or result),
+        command=portable(result["command"]),
+        machine=_machine(result["machine"]),
+        plural="s" if len(result["seeds"]) > 1 else "",
+        seeds=", ".join(map(str, result["seeds"])),
+        commit=commit[:10] + ("-dirty" if dirty else ""),
+        recipe="\n".join(f"- {name}: {value}" for name, value in recipe_rows(recipe).items()),
+        training=f"{model.training} " if model.training else "",
+        cost=_cost(result, system),
+        bias=_popularity(own["test_excluding_history"]),
+        cold=f"HR@10 {cold['hr@10']:.4f} on {cold['n']:,} such users" if cold["n"] else "no test user has one here",
+        data=known.title,
+        license=recipe["prepare"]["license"],
+        terms=known.terms,
+    )
+    card = f"---\n{_front_matter(model, own).to_yaml()}\n---\n\n{body}"
+    check_model_card(card)
+    return card
+
+
+def eval_results(model: CardModel, result: Mapping[str, Any]) -> str:
+    """Content of `.eval_results/<name>.yaml`: one figure per task of the published data set (`TASKS`).
+
+    Raises:
+        CEMGError: the model has no `dataset_repo`; the Hub knows results only as those of a data set on it.
+    """
+    if model.dataset_repo is None:
+        raise CEMGError("dataset_repo: is missing; evaluation results belong to a data set on the Hub, such as org/cemg-beauty-data")
+    system = model.recipe["system"]
+    own, intervals = result["metrics"][system], result.get("intervals", {}).get(system, {})
+    entries = []
+    for task, (part, metric) in TASKS.items():
+        bounds = intervals.get(part, {}).get(metric)
+        spread = f"95 % interval {bounds[0]:.4f} to {bounds[1]:.4f}, " if bounds else ""
+        notes = f"{spread}{own[part]['n']:,} users, {SLICES[part]}, seed {', '.join(map(str, result['seeds']))}"
+        entries.append(EvalResultEntry(dataset_id=model.dataset_repo, task_id=task, value=round(own[part][metric], 5), notes=notes))
+    text = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True, width=140)
+    check_eval_results(text)
+    return text
+
+
+def _front_matter(model: CardModel, own: Mapping[str, Any]) -> ModelCardData:
+    recipe, known = model.recipe, provenance(model.data)
+    license_of: dict[str, Any] = license_fields(recipe["prepare"]["license"], model.data)
+    if known.terms_url is not None and license_of["license"] == "other":
+        license_of["license_link"] = known.terms_url
+    kinds = content_of(recipe)
+    start = recipe["finetune"]["generator"].get("init_from")
     evaluations = [
         EvalResult(
             task_type="other",
             task_name="next-item recommendation",
-            dataset_type=data.lower().replace(" ", "-"),
-            dataset_name=data,
-            dataset_config=SLICES[part],
+            dataset_type=model.dataset_repo or model.data,
+            dataset_name=known.title,
+            dataset_config="splits",
             dataset_split="test",
             metric_type=metric,
-            metric_name=METRICS[metric],
+            metric_name=f"{METRICS[metric]}, {SLICES[part]}",
             metric_value=round(own[part][metric], 5),
         )
         for part in SLICES
         for metric in METRICS
     ]
-    front = ModelCardData(
-        model_name=title,
-        license=license_name,
+    return ModelCardData(
+        model_name=model.title,
+        language=[known.language] if known.language is not None and "text" in kinds else None,
         library_name="transformers",
-        pipeline_tag="other",
-        tags=["recommender-system", "generative-retrieval", "sequential-recommendation", "semantic-ids", "t5", "cemg"],
+        pipeline_tag="other",  # the Hub's list of tasks has no recommendation
+        tags=[
+            "next-item-recommendation", "recommender-system", "sequential-recommendation", "generative-retrieval", "semantic-ids",
+            *(["multimodal"] if "image" in kinds else []), "t5", "cemg",
+        ],
+        datasets=[model.dataset_repo] if model.dataset_repo is not None else None,
+        base_model=start if start is not None and not PurePath(start).is_absolute() else None,
         eval_results=evaluations,
-    )
-    machine = result["machine"]
-    excluding = own["test_excluding_history"]
-    cold = own["test_cold_excluding_history"]
-    body = _BODY.format(
-        title=title,
-        description=description,
-        name=name,
-        levels=tokenizer.num_levels,
-        items=len(tokenizer.item_ids),
-        first=tokenizer.item_ids[0],
-        second=tokenizer.item_ids[1],
-        cases=f", {cases:,} users",
-        table=_table(metrics, intervals),
-        command=result["command"],
-        machine=f"{machine['cores']} CPU cores" if machine["accelerator"] == "none" else machine["accelerator"],
-        seeds=", ".join(map(str, result["seeds"])),
-        commit=result["commit"][:10] + ("-dirty" if result["commit"].endswith("-dirty") else ""),
-        seconds=result["seconds"],
-        training=training,
-        popularity=f"{excluding['popularity_percentile@10']:.2f}",
-        coverage=f"{excluding['coverage@10']:.0%}",
-        cold=f"HR@10 {cold['hr@10']:.4f} on {cold['n']:,} such users" if cold["n"] else "no test user has one here",
-        data=data,
-        license=license_name,
-    )
-    return f"---\n{front.to_yaml()}\n---\n\n{body}"
+        **license_of,
+    )  # fmt: skip
 
 
-def _table(metrics: Mapping[str, Any], intervals: Mapping[str, Any]) -> str:
-    """Systems × (slices × metrics) with intervals."""
+def _beside(result: Mapping[str, Any], comparison: Mapping[str, Any] | None, cases: int) -> tuple[dict[str, Any], ...]:
+    """metrics, std and intervals of both files; a system that is in both is taken from `result`."""
+    if comparison is None:
+        return result["metrics"], result.get("std", {}), result.get("intervals", {})
+    for system, slices in comparison["metrics"].items():
+        if slices["test"]["n"] != cases:
+            raise CEMGError(
+                f"comparison: {system} was measured on {slices['test']['n']:,} test cases, the model on {cases:,}; compare alike"
+            )
+    own = set(result["metrics"])
+    metrics, std, intervals = (
+        {system: values for system, values in comparison.get(part, {}).items() if system not in own} | result.get(part, {})
+        for part in ("metrics", "std", "intervals")
+    )
+    return metrics, std, intervals
+
+
+def _table(system: str, metrics: Mapping[str, Any], std: Mapping[str, Any], intervals: Mapping[str, Any]) -> str:
+    """Systems × (slices × metrics), best NDCG@10 without the history first, the model's own row bold."""
     columns = [(part, metric) for part in SLICES for metric in ("hr@10", "ndcg@10")]
     lines = [
         "| System | " + " | ".join(f"{METRICS[metric]}, {SLICES[part]}" for part, metric in columns) + " |",
         "|---" + "|---:" * len(columns) + "|",
     ]
-    for system, slices in metrics.items():
+    for name in sorted(metrics, key=lambda name: -metrics[name]["test_excluding_history"]["ndcg@10"]):
         cells = []
         for part, metric in columns:
-            bounds = intervals.get(system, {}).get(part, {}).get(metric)
-            spread = f" ({bounds[0]:.4f} – {bounds[1]:.4f})" if bounds else ""
-            cells.append(f"{slices[part][metric]:.4f}{spread}")
-        lines.append(f"| {system} | " + " | ".join(cells) + " |")
+            bounds, deviation = intervals.get(name, {}).get(part, {}).get(metric), std.get(name, {}).get(part, {}).get(metric)
+            spread = f" ± {deviation:.4f}" if deviation is not None else ""
+            cells.append(f"{metrics[name][part][metric]:.4f}{spread}" + (f" ({bounds[0]:.4f} – {bounds[1]:.4f})" if bounds else ""))
+        lines.append(f"| {f'**{name}**' if name == system else name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _spread(std: Mapping[str, Any], intervals: Mapping[str, Any]) -> str:
+    """What stands beside the figures."""
+    if std:
+        return "mean ± standard deviation over seeds"
+    return "95 % intervals by bootstrap over users" if intervals else "one run, without intervals"
+
+
+def _tested(system: str, comparison: Mapping[str, Any]) -> str:
+    """What the paired tests say of the system against every other one; empty without tests."""
+    ahead: list[str] = []
+    behind: list[str] = []
+    level: list[str] = []
+    for pair in comparison.get("pairs", []):
+        if system not in (pair["a"], pair["b"]):
+            continue
+        other, difference = (pair["b"], pair["difference"]) if pair["a"] == system else (pair["a"], -pair["difference"])
+        (level if pair["p_holm"] >= SIGNIFICANT else ahead if difference > 0 else behind).append(other)
+    said = [
+        f"{words} {', '.join(f'`{other}`' for other in others)}"
+        for words, others in (("ahead of", ahead), ("behind", behind), ("not told apart from", level))
+        if others
+    ]
+    if not said:
+        return ""
+    metric, part = METRICS[comparison["metric"]], SLICES[comparison["slice"]]
+    return f"Paired bootstrap over users, {metric}, {part}, p < {SIGNIFICANT} after Holm's correction: `{system}` is {'; '.join(said)}.\n\n"
+
+
+def _machine(machine: Mapping[str, Any]) -> str:
+    return f"{machine['cores']} CPU cores ({machine['processor']})" if machine["accelerator"] == "none" else machine["accelerator"]
+
+
+def _cost(result: Mapping[str, Any], system: str) -> str:
+    """Seconds by stage on which machine; of a file of several systems those of this one, where they are recorded."""
+    stages = result.get("seconds_by_stage") or result.get("systems", {}).get(system, {}).get("seconds_by_stage")
+    if stages:
+        parts = ", ".join(f"{stage} {seconds:,.0f} s" for stage, seconds in stages.items())
+        return f"Cost: {parts}; {sum(stages.values()):,.0f} s in all on {_machine(result['machine'])}."
+    return f"Cost: {result['seconds']:,.0f} s for all that the command above does, on {_machine(result['machine'])}."
+
+
+def _popularity(own: Mapping[str, Any]) -> str:
+    return (
+        "Recommendations follow what was bought before: popular items come out far more often than others (mean popularity percentile of "
+        f"the recommended items {own['popularity_percentile@10']:.2f}, .5 would be even; {own['coverage@10']:.0%} of the catalogue stands "
+        "in somebody's first ten)."
+    )

@@ -308,8 +308,15 @@ class CEMGRQVAE(nn.Module):
     ) -> CEMGRQVAEOutput:
         """Loss of eq. 4 on B items: reconstruction + λ_q · (codebook + β · commitment) + λ_d · diversity.
 
-        Reconstruction is the mean squared error over the entries of x that come from data; fillers are left out. `seen` are the masks
-        of what the encoder gets to see where that is less than there is (modality dropout): x stays the whole item.
+        Reconstruction is the mean squared error over the entries of x that come from data; fillers are left out.
+
+        Args:
+            features: modality -> (B, D_m).
+            masks: modality -> (B,) booleans, True where the vector is real; left out means real for all items.
+            seen: the masks of what the encoder gets to see where that is less than there is (modality dropout): x stays the whole item.
+
+        Returns:
+            The loss with its parts, the codes and the fused item.
         """
         fused = self.fuse(features, masks)
         latent = self.encoder(fused.x if seen is None else self.fuse(features, seen).x)
@@ -383,7 +390,16 @@ class CEMGRQVAE(nn.Module):
 
     @torch.no_grad()
     def encode_codes(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None, batch_size: int = 4096) -> Tensor:
-        """Nearest-code assignment (N, M) int64 of N items on the CPU; deterministic (dropout is off whatever the mode)."""
+        """Nearest-code assignment of N items; deterministic (dropout is off whatever the mode).
+
+        Args:
+            features: modality -> (N, D_m).
+            masks: modality -> (N,) booleans, True where the vector is real; left out means real for all items.
+            batch_size: items at once.
+
+        Returns:
+            (N, M) int64 on the CPU.
+        """
         was_training = self.training
         self.eval()
         count = next(iter(features.values())).shape[0] if features else 0
@@ -414,7 +430,13 @@ class CEMGRQVAE(nn.Module):
 
     @torch.no_grad()
     def set_codes(self, level: int, vectors: Tensor, codes: Tensor | None = None) -> None:
-        """Write code vectors of a level (0-based): the whole codebook (K, D), or the rows `codes` (n,) with `vectors` (n, D)."""
+        """Write code vectors of a level.
+
+        Args:
+            level: counted from 0.
+            vectors: (K, D), the whole codebook, or (n, D).
+            codes: (n,) rows that are written; None: all.
+        """
         rows = slice(None) if codes is None else codes
         self.codebooks[level, rows] = vectors.to(self.codebooks)
 

@@ -72,5 +72,5 @@ def test_card_says_what_was_removed() -> None:
 
 
 def test_size_categories_follow_the_interactions() -> None:
-    for count, label in ((999, "n<1K"), (1000, "1K<n<10K"), (10**8, "n>100M")):
+    for count, label in ((999, "n<1K"), (1000, "1K<n<10K"), (10**8, "100M<n<1B")):
         assert front_matter(replace(STATISTICS, interactions=count), "mit")["size_categories"] == [label]

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranx import Qrels, Run, evaluate
 
+from cemg_hf.artefacts import write_json
 from cemg_hf.errors import CEMGError
 from cemg_hf.evaluation import bootstrap_interval, compare, hit_ranks, paired_bootstrap, per_case_metrics, read_runs
 from cemg_hf.evaluation.comparison import holm
@@ -168,3 +169,15 @@ def test_holm(p_values: list[float]) -> None:
 
 def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_the_cost_of_a_system_is_its_mean_over_the_seeds(tmp_path: Path) -> None:
+    places = []
+    for seed, seconds in ((1, 10.0), (2, 20.0)):
+        places.append(save_run(tmp_path / str(seed), "a", seed))
+        write_json(places[-1] / "metrics.json", {"metrics": {"a": {"test": {}}}, "seeds": [seed], "seconds_by_stage": {"train": seconds}})
+    found = compare(read_runs(places), resamples=20).envelope_parts()["systems"]
+    assert found["a"]["seconds_by_stage"] == {"train": 15.0}
+    assert "seconds_by_stage" not in found["popularity"]
+    write_json(places[-1] / "metrics.json", {"metrics": {"a": {"test": {}}}, "seeds": [2]})
+    assert "seconds_by_stage" not in compare(read_runs(places), resamples=20).envelope_parts()["systems"]["a"]

@@ -57,3 +57,12 @@ def test_places_without_results_are_refused(tmp_path: Path) -> None:
     file = save_result(tmp_path / "results.json", ["cemg", "tiger"])
     with pytest.raises(CEMGError, match=r"holds several systems \(cemg, tiger\)"):
         read_runs([f"mine={file}"])
+
+
+def test_the_cost_of_a_run_is_read_from_its_own_results(tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run", "cemg")
+    assert read_runs([run])[0].seconds_by_stage == {}
+    write_json(run / "metrics.json", {"metrics": {"cemg": {"test": {}}}, "seeds": [0], "seconds_by_stage": {"train": 2.5}})
+    own, floor = read_runs([run])
+    assert (own.seconds_by_stage, floor.seconds_by_stage) == ({"train": 2.5}, {})
+    assert read_runs([run / "evaluation"])[0].seconds_by_stage == {}

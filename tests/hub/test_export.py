@@ -8,11 +8,12 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
+from transformers import pipeline
 
-from cemg_hf import CEMGForConditionalGeneration
+from cemg_hf import CEMGForConditionalGeneration, NextItemRecommendationPipeline
 from cemg_hf.errors import CEMGError
-from cemg_hf.hub.export import export_model
-from cemg_hf.hub.model_card import model_card
+from cemg_hf.hub.export import HANDLER, REQUIREMENTS, export_model
+from cemg_hf.models import cemg
 
 
 def test_the_folder_recommends_as_the_run_does(finished: Path, tmp_path: Path) -> None:
@@ -29,22 +30,43 @@ def test_weights_are_in_half_precision_and_the_card_is_made_of_results(finished:
     assert {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()} == {torch.bfloat16}
     card = ModelCard.load(exported / "README.md")
     result = json.loads((finished / "metrics.json").read_text())
-    measured = {(one.dataset_config, one.metric_type): one.metric_value for one in card.data.eval_results}
-    own = result["metrics"]["cemg"]["test_excluding_history"]
-    assert measured["history items excluded", "ndcg@10"] == pytest.approx(own["ndcg@10"], abs=1e-5)
+    measured = {one.metric_name: one.metric_value for one in card.data.eval_results}
+    assert measured["NDCG@10, history items excluded"] == round(result["metrics"]["cemg"]["test_excluding_history"]["ndcg@10"], 5)
     assert "cemg, codes only" in card.text
     assert 'from_pretrained("org/cemg-shop"' in card.text
     assert len(CEMGForConditionalGeneration.from_pretrained(exported).recommend([], k=3)) == 3
 
 
-def test_no_cold_targets_and_a_changed_checkout_are_said(finished: Path) -> None:
-    result = json.loads((finished / "metrics.json").read_text()) | {"commit": "0123456789abcdef-dirty"}
-    result["metrics"]["cemg"]["test_cold_excluding_history"] = {"hr@10": None, "n": 0}
-    tokenizer = CEMGForConditionalGeneration.from_pretrained(finished / "model").tokenizer
-    about = {"name": "n", "title": "t", "description": "d", "data": "shop", "license_name": "mit", "system": "cemg", "training": ""}
-    card = model_card(**about, result=result, tokenizer=tokenizer)
-    assert "found rarely: no test user has one here" in card
-    assert "commit 0123456789-dirty" in card
+def test_pipeline_and_endpoint_find_what_they_need(finished: Path, tmp_path: Path) -> None:
+    exported = export_model(finished, tmp_path / "published", dtype="float32")
+    assert (exported / "handler.py").read_bytes() == HANDLER.read_bytes()
+    assert (exported / "requirements.txt").read_text() == REQUIREMENTS
+    assert {path.name for path in Path(cemg.__file__).parent.glob("*_*.py")} == {
+        path.name for path in exported.glob("*.py") if path.name != "handler.py"
+    } | {"__init__.py"}
+    pipe = pipeline("next-item-recommendation", model=str(exported), pipeline_class=NextItemRecommendationPipeline, device="cpu")
+    history = pipe.tokenizer.item_ids[:3]
+    expected = CEMGForConditionalGeneration.from_pretrained(finished / "model").recommend(history, k=5)
+    assert [(item["item_id"], item["score"]) for item in pipe(history, top_k=5)] == expected
+
+
+def test_results_of_others_and_of_a_published_data_set(finished: Path, tmp_path: Path) -> None:
+    result = json.loads((finished / "metrics.json").read_text())
+    own = result["metrics"]["cemg"]
+    (tmp_path / "compare.json").write_text(json.dumps(result | {"metrics": {"sasrec": own}, "intervals": {}}))
+    exported = export_model(finished, tmp_path / "published", comparison=tmp_path / "compare.json", dataset_repo="org/shop-data")
+    card = ModelCard.load(exported / "README.md")
+    assert "| sasrec |" in card.text
+    assert card.data.datasets == ["org/shop-data"]
+    entries = yaml.safe_load((exported / ".eval_results" / "shop.yaml").read_text())
+    assert {entry["dataset"]["task_id"]: entry["value"] for entry in entries}["hr_at_10"] == round(own["test"]["hr@10"], 5)
+    assert not (export_model(finished, exported) / ".eval_results").exists()
+    for broken in ("{", '{"metrics": {"cemg": {}}}'):
+        (tmp_path / "compare.json").write_text(broken)
+        with pytest.raises(CEMGError, match=r"compare\.json: not a file of ranking results"):
+            export_model(finished, exported, comparison=tmp_path / "compare.json")
+    with pytest.raises(CEMGError, match=r"none\.json: no such file"):
+        export_model(finished, exported, comparison=tmp_path / "none.json")
 
 
 def test_paths_of_this_machine_stay_on_it(finished: Path, tmp_path: Path) -> None:

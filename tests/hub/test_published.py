@@ -1,15 +1,80 @@
+"""What lies in model_cards/ is valid, loads, and says what was measured."""
+
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
+import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModel
 
 import cemg_hf  # noqa: F401 -- registers the model
+from cemg_hf.errors import CEMGError
+from cemg_hf.hub.metadata import check_eval_results, check_model_card
+from cemg_hf.hub.model_card import METRICS, SLICES
 
-FOLDER = Path(__file__).parents[2] / "model_cards" / "cemg-beauty"
+ROOT = Path(__file__).parents[2]
+CARDS = ROOT / "model_cards"
+RESULTS = ROOT / "benchmarks" / "results"
+FOLDER = CARDS / "cemg-beauty"
+NAMES = sorted(path.name.removeprefix("cemg-") for path in CARDS.iterdir() if path.is_dir())
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    specification = spec_from_file_location("model_cards_script", ROOT / "benchmarks" / "model_cards.py")
+    assert specification is not None
+    assert specification.loader is not None
+    module = module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_every_measured_data_set_has_a_card(script: ModuleType) -> None:
+    measured = {name for name in script.EXAMPLES if (RESULTS / f"{name}.json").is_file()}
+    assert {"beauty", "movielens-100k", "sample"} <= measured
+    assert set(NAMES) == measured
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_card_is_valid_and_its_figures_are_the_results(name: str) -> None:
+    card = ModelCard.load(CARDS / f"cemg-{name}" / "README.md")
+    check_model_card(card.content)
+    own = json.loads((RESULTS / f"{name}.json").read_text())["metrics"]["cemg"]
+    found = {one.metric_name: one.metric_value for one in card.data.eval_results}
+    assert found == {f"{METRICS[metric]}, {SLICES[part]}": round(own[part][metric], 5) for part in SLICES for metric in METRICS}
+    row = next(line for line in card.text.splitlines() if line.startswith("| **cemg** |"))
+    figures = re.findall(r"\| (\d\.\d{4})", row)
+    assert figures == [f"{own[part][metric]:.4f}" for part in SLICES for metric in ("hr@10", "ndcg@10")]
+    assert not re.search(r"(?<![\w.:/])/(home|opt|work|root|Users|mnt|tmp)/", card.content)
+    for results in (CARDS / f"cemg-{name}").glob(".eval_results/*.yaml"):
+        check_eval_results(results.read_text())
+
+
+def test_cards_made_of_results_alone_are_as_the_script_makes_them(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["model_cards.py", "--check"])
+    assert script.main() == 0, capsys.readouterr().err
+    shutil.copytree(CARDS / "cemg-sample", tmp_path / "cemg-sample")
+    (tmp_path / "cemg-sample" / "README.md").write_text("stale")
+    monkeypatch.setattr(sys, "argv", ["model_cards.py", "--check", "--cards", str(tmp_path)])
+    assert script.main() == 1
+    assert "cemg-sample/README.md is stale" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["model_cards.py", "--cards", str(tmp_path)])
+    assert script.main() == 0
+    assert (tmp_path / "cemg-sample" / "README.md").read_text() == (CARDS / "cemg-sample" / "README.md").read_text()
+    monkeypatch.setattr(sys, "argv", ["model_cards.py", "--run", "toys=runs/toys"])
+    with pytest.raises(CEMGError, match="'toys' is no data set with a card"):
+        script.main()
 
 
 def test_the_published_model_loads_and_writes_items_of_its_catalogue() -> None:

@@ -279,6 +279,9 @@ class CEMGTokenizer(PreTrainedTokenizer):
             collaborative: an item without a collaborative vector gets the one the RQ-VAE's content head "predicted" (nothing, where
                 it has no head), or stays "masked".
 
+        Returns:
+            The new items' codes, and how many of them lie beside their nearest code.
+
         Raises:
             ValueError: no RQ-VAE, ids that exist or repeat, vectors that do not fit or are not finite, an item without any
                 modality, or more items than codes. The tokenizer is left as it was.
@@ -506,6 +509,9 @@ class CEMGTokenizer(PreTrainedTokenizer):
             items: columns of the item table in the order of `item_ids` (title, brand, categories, description); without them the
                 description holds ids and counts only.
             top: how many typical items, words and categories.
+
+        Returns:
+            Size of the branch, its typical items, words and categories; printed, it is a text.
 
         Raises:
             ValueError: codes that are none of this tokenizer's, or a branch without items.

@@ -123,6 +123,7 @@ class ItemTrie:
         return sum(tensor.nbytes for tensor in (self.leaf_items, self.leaf_of_item, *extra, *self.codes, *self.first_child))
 
     def num_nodes(self, depth: int) -> int:
+        """Number of different prefixes of `depth` codes."""
         return self.num_items if depth == self.num_levels else len(self.first_child[depth]) - 1
 
     def leaves_of(self, items: Tensor) -> Tensor:
@@ -162,7 +163,16 @@ class ItemTrie:
         return nodes
 
     def descend(self, depth: int, nodes: Tensor, codes: Tensor) -> Tensor:
-        """Node of depth + 1 reached from `nodes` (...) of one depth along the edges `codes` (...); −1 where there is no such edge."""
+        """Follow one edge from each node.
+
+        Args:
+            depth: codes that lead to `nodes`.
+            nodes: (...) of that depth; −1 stays −1.
+            codes: (...), the edge of each.
+
+        Returns:
+            (...) nodes of depth + 1; −1 where there is no such edge.
+        """
         first, edges = self.first_child[depth], self.codes[depth]
         known = nodes.clamp(min=0)
         end = first[known + 1].long()

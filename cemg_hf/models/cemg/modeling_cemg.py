@@ -16,9 +16,9 @@ from transformers.utils import cached_file
 
 from .configuration_cemg import CEMGConfig
 from .dense_cemg import DenseSettings, DenseTower
+from .generate_cemg import GenerateMixin
 from .hybrid_cemg import code_distributions
 from .objective_cemg import IGNORED, Objective, permissible_codes
-from .recommendation_cemg import RecommendationMixin
 from .tokenization_cemg import CEMGTokenizer
 
 TOKEN_MATRICES = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
@@ -72,7 +72,7 @@ class RecencyBias(nn.Embedding):
     """
 
 
-class CEMGForConditionalGeneration(RecommendationMixin, T5ForConditionalGeneration):
+class CEMGForConditionalGeneration(GenerateMixin, T5ForConditionalGeneration):
     """T5 over item codes with `recommend`.
 
     Loading a folder (or Hub repository) that holds a tokenizer too attaches it, so that `recommend` works at once:

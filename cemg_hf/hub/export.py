@@ -1,4 +1,4 @@
-"""A run as the folder that is published: weights in half precision, tokenizer, code and card."""
+"""A run as the folder that is published: weights in half precision, tokenizer, code, endpoint handler and card."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from ..training.loading import open_model
 from .model_card import model_card
 
 STAGE = "export"
+HANDLER = Path(__file__).with_name("handler.py")
+REQUIREMENTS = "transformers>=5.17\n"  # what an Inference Endpoint has to update; torch it has, in a build for its own machine
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -63,4 +65,6 @@ def export_model(run: str | Path, output: str | Path, *, name: str | None = None
         model.save_pretrained(scratch)
         write_text(scratch / "README.md", card)
         shutil.copyfile(run / "recipe.yaml", scratch / "recipe.yaml")
+        shutil.copyfile(HANDLER, scratch / HANDLER.name)
+        write_text(scratch / "requirements.txt", REQUIREMENTS)
     return output

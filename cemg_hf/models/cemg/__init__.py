@@ -9,6 +9,7 @@ from .modeling_cemg import CEMGForConditionalGeneration
 from .modeling_rqvae import CEMGRQVAE, CEMGRQVAEConfig
 from .new_items_cemg import SeparateRankings
 from .objective_cemg import Objective
+from .pipeline_cemg import NextItemRecommendationPipeline
 from .recommendation_cemg import Recommendation
 from .tokenization_cemg import AddedItems, CEMGTokenizer
 from .trie_cemg import ItemTrie
@@ -31,6 +32,7 @@ __all__ = [
     "Diversity",
     "ItemFilter",
     "ItemTrie",
+    "NextItemRecommendationPipeline",
     "Objective",
     "PrefixConstrainedLogitsProcessor",
     "Recommendation",

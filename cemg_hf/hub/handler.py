@@ -35,7 +35,7 @@ class EndpointHandler:
     """
 
     def __init__(self, path: str | os.PathLike[str] = "") -> None:
-        self.pipeline = pipeline("next-item-recommendation", model=str(path), trust_remote_code=True)
+        self.pipeline = pipeline("next-item-recommendation", model=str(path), trust_remote_code=True)  # type: ignore[call-overload]
 
     def __call__(self, data: dict[str, Any]) -> list[Any]:
         """One list of recommendations for a history, a list of lists for a list of histories.

@@ -10,11 +10,13 @@ import yaml
 from command_samples import small_recipe, write_shop
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
+from transformers import pipeline
 
-from cemg_hf import CEMGForConditionalGeneration
+from cemg_hf import CEMGForConditionalGeneration, NextItemRecommendationPipeline
 from cemg_hf.errors import CEMGError
-from cemg_hf.hub.export import export_model
+from cemg_hf.hub.export import HANDLER, REQUIREMENTS, export_model
 from cemg_hf.hub.model_card import model_card
+from cemg_hf.models import cemg
 from cemg_hf.recipes import load_recipe
 from cemg_hf.training.pipeline import run
 
@@ -50,6 +52,19 @@ def test_weights_are_in_half_precision_and_the_card_is_made_of_results(finished:
     assert "cemg, codes only" in card.text
     assert 'from_pretrained("org/cemg-shop"' in card.text
     assert len(CEMGForConditionalGeneration.from_pretrained(exported).recommend([], k=3)) == 3
+
+
+def test_pipeline_and_endpoint_find_what_they_need(finished: Path, tmp_path: Path) -> None:
+    exported = export_model(finished, tmp_path / "published", dtype="float32")
+    assert (exported / "handler.py").read_bytes() == HANDLER.read_bytes()
+    assert (exported / "requirements.txt").read_text() == REQUIREMENTS
+    assert {path.name for path in Path(cemg.__file__).parent.glob("*_*.py")} == {
+        path.name for path in exported.glob("*.py") if path.name != "handler.py"
+    } | {"__init__.py"}
+    pipe = pipeline("next-item-recommendation", model=str(exported), pipeline_class=NextItemRecommendationPipeline, device="cpu")
+    history = pipe.tokenizer.item_ids[:3]
+    expected = CEMGForConditionalGeneration.from_pretrained(finished / "model").recommend(history, k=5)
+    assert [(item["item_id"], item["score"]) for item in pipe(history, top_k=5)] == expected
 
 
 def test_no_cold_targets_and_a_changed_checkout_are_said(finished: Path) -> None:

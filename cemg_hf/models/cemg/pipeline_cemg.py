@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from types import GeneratorType
 from typing import Any
@@ -30,7 +31,10 @@ SEARCH_SETTINGS = (
 )
 
 
-class NextItemRecommendationPipeline(Pipeline):
+Base: Any = Pipeline  # whose annotations fit none of its own subclasses
+
+
+class NextItemRecommendationPipeline(Base):
     """Recommends the next items of histories with a [`CEMGForConditionalGeneration`].
 
         >>> pipe = pipeline("next-item-recommendation", model="org/cemg-beauty", trust_remote_code=True)
@@ -59,7 +63,7 @@ class NextItemRecommendationPipeline(Pipeline):
     _load_feature_extractor = False
 
     def __init__(self, model: Any, tokenizer: Any = None, *, local_files_only: bool = False, **kwargs: Any) -> None:
-        if isinstance(tokenizer, str):
+        if isinstance(tokenizer, str | os.PathLike):
             tokenizer = CEMGTokenizer.from_pretrained(tokenizer, local_files_only=local_files_only)
         super().__init__(model, tokenizer, **{"batch_size": BATCH_SIZE, **kwargs})
         if self.tokenizer is None:
@@ -190,7 +194,7 @@ def _item_list(name: str, items: Any) -> list[str]:
     return found
 
 
-def _both(own: Sequence[list[str] | None], shared: list[str] | None) -> list[str] | list[list[str] | None] | None:
+def _both(own: Sequence[list[str] | None], shared: list[str] | None) -> Sequence[str] | Sequence[list[str] | None] | None:
     """What `allowed_items` of the requests and of the call leave together."""
     if all(items is None for items in own):
         return shared
@@ -200,7 +204,7 @@ def _both(own: Sequence[list[str] | None], shared: list[str] | None) -> list[str
     return [shared if items is None else [item for item in items if item in wanted] for items in own]
 
 
-def _either(own: Sequence[list[str] | None], shared: list[str] | None) -> list[str] | list[list[str] | None] | None:
+def _either(own: Sequence[list[str] | None], shared: list[str] | None) -> Sequence[str] | Sequence[list[str] | None] | None:
     """What `denied_items` of the requests and of the call take out together."""
     if all(items is None for items in own):
         return shared

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 
 import datasets
@@ -16,7 +17,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.pt_utils import KeyDataset
 
 from cemg_hf import CEMGForConditionalGeneration, NextItemRecommendationPipeline, Recommendation
-from cemg_hf.models.cemg.pipeline_cemg import TASK
+from cemg_hf.models.cemg.pipeline_cemg import SEARCH_SETTINGS, TASK
 
 MODEL = hybrid(dense_weight=0.4)
 PIPE = NextItemRecommendationPipeline(MODEL, device="cpu")
@@ -202,6 +203,11 @@ def test_the_catalogue_is_the_models_own_and_follows_it():
     model.tokenizer = None
     with pytest.raises(ValueError, match="the model has no catalogue; load it from a folder"):
         NextItemRecommendationPipeline(model, device="cpu")
+
+
+def test_it_knows_every_setting_of_recommend():
+    of_recommend = set(inspect.signature(MODEL.recommend).parameters) - {"histories", "k", "batch_size"}
+    assert set(SEARCH_SETTINGS) == of_recommend | {"top_k"}
 
 
 def test_the_package_registers_the_task():

@@ -4,6 +4,7 @@ Raw interactions and item content → features → item codes → a T5 that writ
 """
 
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .errors import CEMGError
 from .models.cemg import (
@@ -13,15 +14,18 @@ from .models.cemg import (
     CEMGRQVAEConfig,
     CEMGTokenizer,
     ItemTrie,
+    NextItemRecommendationPipeline,
     PrefixConstrainedLogitsProcessor,
     Recommendation,
     constrained_beam_search,
 )
+from .models.cemg.pipeline_cemg import TASK
 
 AutoConfig.register("cemg", CEMGConfig)
 AutoTokenizer.register(CEMGConfig, slow_tokenizer_class=CEMGTokenizer)
 AutoModel.register(CEMGConfig, CEMGForConditionalGeneration)
 AutoModelForSeq2SeqLM.register(CEMGConfig, CEMGForConditionalGeneration)
+PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=NextItemRecommendationPipeline, pt_model=AutoModelForSeq2SeqLM)
 
 __version__ = "0.1.0"
 
@@ -33,6 +37,7 @@ __all__ = [
     "CEMGRQVAEConfig",
     "CEMGTokenizer",
     "ItemTrie",
+    "NextItemRecommendationPipeline",
     "PrefixConstrainedLogitsProcessor",
     "Recommendation",
     "constrained_beam_search",

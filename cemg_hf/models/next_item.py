@@ -16,6 +16,7 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.utils import cached_file
 
 from .cemg.dense_cemg import DenseSettings, next_item_loss
+from .cemg.search_cemg import evaluating
 
 ITEM_IDS_FILE = "item_ids.json"
 
@@ -79,9 +80,13 @@ class NextItemModel(PreTrainedModel):
 
     @torch.inference_mode()
     def scores(self, items: Tensor) -> Tensor:
-        """(B, N) fp32 scores of all items after histories (B, T), −1 = padding at the end; only the last `max_history` may be given."""
-        vectors = self.item_vectors()
-        states = self.states(items, vectors)
+        """(B, N) fp32 scores of all items after histories (B, T), −1 = padding at the end; only the last `max_history` may be given.
+
+        Without dropout, whatever the model's mode.
+        """
+        with evaluating(self):
+            vectors = self.item_vectors()
+            states = self.states(items, vectors)
         last = states[torch.arange(len(items), device=items.device), (items >= 0).sum(dim=1)]
         return last.float() @ vectors.float().T
 

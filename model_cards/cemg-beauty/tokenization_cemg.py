@@ -29,6 +29,7 @@ VOCAB_FILES_NAMES = {
 }
 FORMAT = 1  # of the files; a change that older code would misread raises it
 ENCODED_AT_ONCE = 4096  # new items per pass through the RQ-VAE
+OF_LOADING = ("is_local", "local_files_only")  # said by from_pretrained about itself; what is saved must not depend on it
 
 
 class AddedItems(NamedTuple):
@@ -171,6 +172,7 @@ class CEMGTokenizer(PreTrainedTokenizer):
             for code in range(codebook_size)
         }
         self._tokens = {index: token for token, index in self._token_ids.items()}
+        kwargs = {name: value for name, value in kwargs.items() if name not in OF_LOADING}
         specials = {"pad_token": "<pad>", "eos_token": "</s>", "bos_token": "<s>"}
         super().__init__(
             num_levels=num_levels,

@@ -18,8 +18,10 @@ from transformers import AutoModel
 
 import cemg_hf  # noqa: F401 -- registers the model
 from cemg_hf.errors import CEMGError
+from cemg_hf.hub.export import HANDLER
 from cemg_hf.hub.metadata import check_eval_results, check_model_card
 from cemg_hf.hub.model_card import METRICS, SLICES
+from cemg_hf.models import cemg
 
 ROOT = Path(__file__).parents[2]
 CARDS = ROOT / "model_cards"
@@ -96,5 +98,12 @@ def test_it_is_small_in_half_precision_and_holds_ids_but_no_texts() -> None:
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 30e6
     weights = load_file(FOLDER / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()} == {torch.bfloat16}
-    assert {path.suffix for path in FOLDER.iterdir()} == {".py", ".json", ".safetensors", ".md", ".yaml"}
+    assert {path.suffix for path in FOLDER.iterdir()} == {".py", ".json", ".safetensors", ".md", ".yaml", ".txt"}
     assert all(len(item) == 10 for item in json.loads((FOLDER / "item_ids.json").read_text()))
+
+
+def test_its_code_is_that_of_the_package() -> None:
+    sources = [HANDLER, *(path for path in Path(cemg.__file__).parent.glob("*.py") if path.name != "__init__.py")]
+    assert {path.name for path in FOLDER.glob("*.py")} == {path.name for path in sources}
+    for path in sources:
+        assert (FOLDER / path.name).read_text() == path.read_text(), f"{path.name}: export the model again with `cemg export`"

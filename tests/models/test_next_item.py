@@ -70,6 +70,15 @@ def test_recommend_is_the_best_of_the_scores(model: NextItemModel) -> None:
     assert len(model.recommend(["i1"], k=1000)) == NUM_ITEMS
 
 
+def test_scores_and_lists_in_training_mode_are_those_without_dropout(model: NextItemModel) -> None:
+    items = padded([3, 1, 4], [1])
+    scores, lists = model.scores(items), model.recommend(HISTORIES, k=5)
+    model.train()
+    assert torch.equal(model.scores(items), scores)
+    assert model.recommend(HISTORIES, k=5) == lists
+    assert all(module.training for module in model.modules())
+
+
 def test_excluded_histories_never_come_out_also_where_they_were_cut_off(model: NextItemModel) -> None:
     for history, row in zip(HISTORIES, model.recommend(HISTORIES, k=NUM_ITEMS, exclude_history=True), strict=True):
         everything = [item.item_id for item in model.recommend(history, k=NUM_ITEMS)]

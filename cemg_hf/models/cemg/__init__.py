@@ -7,8 +7,10 @@ from .generation_cemg import Diversity, ItemFilter, PrefixConstrainedLogitsProce
 from .hybrid_cemg import Candidates
 from .modeling_cemg import CEMGForConditionalGeneration
 from .modeling_rqvae import CEMGRQVAE, CEMGRQVAEConfig
+from .new_items_cemg import SeparateRankings
 from .objective_cemg import Objective
-from .recommendation_cemg import Recommendation, SeparateRankings
+from .pipeline_cemg import NextItemRecommendationPipeline
+from .recommendation_cemg import Recommendation
 from .tokenization_cemg import AddedItems, CEMGTokenizer
 from .trie_cemg import ItemTrie
 
@@ -30,6 +32,7 @@ __all__ = [
     "Diversity",
     "ItemFilter",
     "ItemTrie",
+    "NextItemRecommendationPipeline",
     "Objective",
     "PrefixConstrainedLogitsProcessor",
     "Recommendation",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -46,6 +47,14 @@ class DenseSettings:
         for name in ("hidden_size", "num_layers", "num_heads", "feed_forward", "max_history", "num_negatives"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        for name in ("cosine_scale", "content_dim"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: must be a finite number of at least 0, got {getattr(self, name)}")
+        for name in ("dropout", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: must be at least 0 and below 1, got {getattr(self, name)}")
+        if not 0 <= self.id_dropout <= 1:  # 1: content alone
+            raise ValueError(f"id_dropout: must lie in 0 … 1, got {self.id_dropout}")
         if self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size: {self.hidden_size} is not a multiple of num_heads = {self.num_heads}")
 

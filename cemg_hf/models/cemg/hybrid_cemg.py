@@ -6,11 +6,13 @@ the second over the softmax of the dense tower over the whole catalogue.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .dense_cemg import DenseTower
+from .search_cemg import SearchMixin, evaluating
 from .trie_cemg import ItemTrie
 
 LEAST_SCORE = -1e30  # in the place of −∞, so that a branch of which nothing is possible still has a distribution
@@ -31,6 +33,81 @@ class Candidates(NamedTuple):
         scores = torch.where(self.items >= 0, (1 - dense_weight) * self.codes + dense_weight * self.dense, -torch.inf)
         scores, order = scores.sort(dim=1, descending=True, stable=True)
         return self.items.gather(1, order)[:, :size], scores[:, :size]
+
+
+class HybridMixin(SearchMixin):
+    """Rankings of generator and dense tower together."""
+
+    if TYPE_CHECKING:
+        dense: DenseTower | None
+        dense_item_codes: Tensor
+
+    _dense_rows: tuple[ItemTrie, Tensor] | None = None
+
+    @torch.inference_mode()
+    def hybrid_candidates(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        num_beams: int,
+        *,
+        trie: ItemTrie | None = None,
+        excluded_items: Tensor | None = None,
+        allowed_items: Tensor | None = None,
+        restricted: Tensor | None = None,
+    ) -> Candidates:
+        """The `num_beams` best items of the beam search and those of the dense tower, every one scored by both.
+
+        Arguments as for `rank`.
+
+        Raises:
+            ValueError: a model without a dense tower.
+        """
+        if self.dense is None:
+            raise ValueError("this model has no dense tower, so dense_weight must be 0; train one with finetune.dense")
+        trie = self.trie if trie is None else trie
+        filters: dict[str, Any] = {"excluded_items": excluded_items, "allowed_items": allowed_items, "restricted": restricted}
+        with evaluating(self):
+            encoded = self._encode_history(input_ids, attention_mask)
+            written, codes = self._search(trie, *encoded, num_beams, None, **filters)
+            log_probs = self.dense_log_probs(history_items(input_ids.to(self.device), self.trie, self.config.first_code_id))
+            possible = possible_items(log_probs.shape[1], trie, len(log_probs), **filters)
+            best, found = log_probs.masked_fill(~possible, -torch.inf).topk(min(num_beams, log_probs.shape[1]), dim=1)
+            twice = (found.unsqueeze(2) == written.unsqueeze(1)).any(dim=2)
+            found = found.masked_fill((best == -torch.inf) | twice, -1)
+            codes = torch.cat([codes, self._score(*encoded, found)], dim=1)
+        items = torch.cat([written, found], dim=1)
+        dense = log_probs.gather(1, items.clamp(min=0)).masked_fill(items < 0, -torch.inf)
+        return Candidates(items, codes, dense)
+
+    def dense_log_probs(self, items: Tensor) -> Tensor:
+        """(B, N) fp32 log p of the dense tower over all items of the catalogue, after histories (B, L) of item indices, −1 = padding."""
+        assert self.dense is not None
+        vectors, longest = self.dense_vectors(), self.dense.settings.max_history
+        if items.shape[1] > longest:  # a row's last items, whose end padding may follow
+            first = ((items >= 0).sum(dim=1, keepdim=True) - longest).clamp(min=0)
+            items = items.gather(1, first + torch.arange(longest, device=items.device))
+        states = self.dense.last_states(items, vectors)
+        scores = states.float() @ vectors.float().T
+        if self.dense.content is None:  # it knows nothing of new items, which come last
+            scores = torch.where(self._tower_rows() >= 0, scores, scores.amin(dim=1, keepdim=True) - 1)
+        return scores.log_softmax(dim=1)
+
+    def dense_vectors(self) -> Tensor:
+        """(N, d) the dense tower's vectors of the catalogue as it is now; new items are known by their content alone."""
+        assert self.dense is not None
+        return self.dense.item_vectors(self._tower_rows(), self._on_device("item_vectors"))
+
+    def _tower_rows(self) -> Tensor:
+        """(N,) int64 row of each item in the dense tower, −1 for items that came after its training."""
+        trie, kept = self.trie, self._dense_rows
+        if kept is None or kept[0] is not trie:
+            with torch.inference_mode(False):  # the rows of an embedding that may be trained with them later
+                trained = ItemTrie(self.dense_item_codes, self.config.codebook_size)  # codes, because indices change when items go
+                leaves = trained.walk(self._on_device("item_codes"))
+                known = (leaves >= 0) & ~self._on_device("new_items")
+                kept = self._dense_rows = (trie, torch.where(known, trained.leaf_items[leaves.clamp(min=0)].long(), -1))
+        return kept[1]
 
 
 def history_items(input_ids: Tensor, trie: ItemTrie, first_code_id: int) -> Tensor:

@@ -17,9 +17,10 @@ from transformers.utils import cached_file
 
 from .configuration_cemg import CEMGConfig
 from .dense_cemg import DenseSettings, DenseTower
+from .generate_cemg import GenerateMixin
 from .hybrid_cemg import code_distributions
 from .objective_cemg import IGNORED, Objective, permissible_codes
-from .recommendation_cemg import RecommendationMixin
+from .pipeline_cemg import TASK, NextItemRecommendationPipeline  # an import of this file, so that it goes wherever this one goes
 from .tokenization_cemg import CEMGTokenizer
 
 TOKEN_MATRICES = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
@@ -28,6 +29,7 @@ REMOTE_CODE = {
     "AutoModel": "modeling_cemg.CEMGForConditionalGeneration",
     "AutoModelForSeq2SeqLM": "modeling_cemg.CEMGForConditionalGeneration",
 }
+CUSTOM_PIPELINES = {TASK: {"impl": f"pipeline_cemg.{NextItemRecommendationPipeline.__name__}", "pt": ("AutoModelForSeq2SeqLM",)}}
 
 
 def items_before(attention_mask: Tensor, num_levels: int) -> Tensor:
@@ -73,7 +75,7 @@ class RecencyBias(nn.Embedding):
     """
 
 
-class CEMGForConditionalGeneration(RecommendationMixin, T5ForConditionalGeneration):
+class CEMGForConditionalGeneration(GenerateMixin, T5ForConditionalGeneration):
     """T5 over item codes with `recommend`.
 
     Loading a folder (or Hub repository) that holds a tokenizer too attaches it, so that `recommend` works at once:
@@ -173,6 +175,7 @@ class CEMGForConditionalGeneration(RecommendationMixin, T5ForConditionalGenerati
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As in transformers; the attached tokenizer and the code that loads both without this package go with it."""
         self.config.auto_map = dict(REMOTE_CODE)
+        self.config.custom_pipelines = {task: dict(described) for task, described in CUSTOM_PIPELINES.items()}
         super().save_pretrained(save_directory, *args, **kwargs)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(save_directory)

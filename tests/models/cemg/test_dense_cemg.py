@@ -256,6 +256,13 @@ def test_low_precision_states_are_scored_in_single_precision():
             ({name: 0}, f"{name}: must be at least 1, got 0")
             for name in ("hidden_size", "num_layers", "num_heads", "feed_forward", "max_history", "num_negatives")
         ),
+        *(
+            ({name: value}, f"{name}: must be a finite number of at least 0, got {value}")
+            for name in ("cosine_scale", "content_dim")
+            for value in (-1, math.nan, math.inf)
+        ),
+        *(({name: value}, f"{name}: must be at least 0 and below 1") for name in ("dropout", "label_smoothing") for value in (-0.1, 1.0)),
+        *(({"id_dropout": value}, r"id_dropout: must lie in 0 … 1") for value in (-0.1, 1.1, math.nan)),
     ],
     ids=str,
 )

@@ -315,6 +315,19 @@ def test_a_weight_without_a_tower_is_refused():
 # ---- a catalogue that changes ------------------------------------------------------------------------------------------------------
 
 
+def test_vectors_may_be_trained_after_a_ranking():
+    """What a ranking keeps for the next one, it must not make under its own inference mode."""
+    model = hybrid(item_tokenizer(item_vectors=torch.randn(60, CONTENT_DIM)))
+    before = model.recommend(["item1"], k=60, dense_weight=1.0)
+    optimizer = torch.optim.SGD(model.dense.parameters(), lr=1.0)
+    (model.dense_vectors() * torch.randn(60, 8)).sum().backward()
+    optimizer.step()
+    after = model.recommend(["item1"], k=60, dense_weight=1.0)
+    assert [item.item_id for item in after] != [item.item_id for item in before]  # nothing that depends on weights is kept
+    model._dense_rows = model._moved_tensors = None
+    assert model.recommend(["item1"], k=60, dense_weight=1.0) == after
+
+
 def test_items_that_come_and_go():
     """An added item is known by its content, a removed one never comes out, and the others keep their scores up to the normalisation."""
     tokenizer = growing_tokenizer()
@@ -493,7 +506,7 @@ def test_new_items_come_last_for_a_tower_without_content():
     model = hybrid()
     before = model.dense_log_probs(torch.tensor([[3, 1], [5, -1]]))
     model.tokenizer._catalogue = replace(model.tokenizer._catalogue, new_items=torch.arange(60) >= 55)
-    model._dense_rows = None
+    model._dense_rows = model._moved_tensors = None
     after = model.dense_log_probs(torch.tensor([[3, 1], [5, -1]]))
     assert (after[:, 55:].amax(dim=1) < after[:, :55].amin(dim=1)).all()
     torch.testing.assert_close(after[:, :55].softmax(dim=1), before[:, :55].softmax(dim=1))

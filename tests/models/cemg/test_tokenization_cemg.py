@@ -169,6 +169,8 @@ def test_saving_and_loading_is_bit_for_bit(tmp_path, with_rqvae):
     again = tmp_path / "again"
     CEMGTokenizer.from_pretrained(tmp_path).save_pretrained(again)
     assert all((again / name).read_bytes() == (tmp_path / name).read_bytes() for name in data)
+    settings = [json.loads((folder / "tokenizer_config.json").read_text()) for folder in (tmp_path, again)]
+    assert settings[0] == settings[1]  # nothing in it of how the tokenizer was loaded
 
 
 def test_saving_over_an_older_tokenizer_leaves_nothing_of_it(tmp_path):

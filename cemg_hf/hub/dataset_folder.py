@@ -6,24 +6,23 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from huggingface_hub import DatasetCard
 
 from ..artefacts import read_manifest, write_text
 from ..data.dataset import INTERACTIONS_FILE, ITEMS_FILE
 from ..errors import CEMGError
 from .contents import Contents, folder_contents
+from .dataset_card import EVAL_YAML, benchmark_yaml, dataset_card
 from .licences import allows_redistribution, card_licences
 
 ITEM_ID = "item_id"
 CARD = "README.md"
-_UNNAMED = "path/to/this/folder"  # what the card of `prepare` loads
 _SLICE = 1 << 10  # rows at once of the question whether anything is there; a row may hold a picture
 
 
 def dataset_contents(dataset: Path, scratch: Path, *, repo: str, item_texts: bool = True) -> Contents:
-    """The files of the dataset repository: configurations `interactions`, `items` and `splits` as Parquet, and the card.
+    """The files of the dataset repository: configurations `interactions`, `items` and `splits` as Parquet, the card and the tasks.
 
-    Nothing is copied: what changes (the card, which names the repository, and an items table without texts) is written to `scratch`.
+    Nothing is copied: what is made for the Hub (the card, `eval.yaml`, and an items table without texts) is written to `scratch`.
 
     Args:
         dataset: folder written by `cemg prepare`.
@@ -36,15 +35,13 @@ def dataset_contents(dataset: Path, scratch: Path, *, repo: str, item_texts: boo
     """
     if (read_manifest(dataset) or {}).get("stage") != "prepare" or not (dataset / INTERACTIONS_FILE).is_file():
         raise CEMGError(f"{dataset}: holds no prepared data set; finish the run with `cemg run` first")
-    files = dict(folder_contents(dataset).files)
-    card = (dataset / CARD).read_text(encoding="utf-8").replace(_UNNAMED, repo)
+    changed = {CARD: scratch / CARD, EVAL_YAML: scratch / EVAL_YAML}
     if not item_texts:
-        pq.write_table(_ids_only(dataset / ITEMS_FILE), scratch / ITEMS_FILE)
-        files[ITEMS_FILE] = scratch / ITEMS_FILE
-        card = _card_without_texts(card)
-    write_text(scratch / CARD, card)
-    files[CARD] = scratch / CARD
-    return Contents(files)
+        changed[ITEMS_FILE] = scratch / ITEMS_FILE
+        pq.write_table(_ids_only(dataset / ITEMS_FILE), changed[ITEMS_FILE])
+    write_text(changed[CARD], dataset_card(dataset, repo=repo, items=changed.get(ITEMS_FILE)))
+    write_text(changed[EVAL_YAML], benchmark_yaml(dataset))
+    return Contents({**folder_contents(dataset).files, **changed})
 
 
 def licence_problems(contents: Contents) -> list[str]:
@@ -75,13 +72,3 @@ def _ids_only(items: Path) -> pa.Table:
     from datasets import Features, Value
 
     return pq.read_table(items, columns=[ITEM_ID]).cast(Features({ITEM_ID: Value("string")}).arrow_schema)
-
-
-def _card_without_texts(content: str) -> str:
-    card = DatasetCard(content)
-    card.data["tags"] = [tag for tag in card.data.get("tags") or [] if tag != "multimodal"]
-    note = (
-        f"\n## Without item texts and images\n\nThe licence of the data does not allow to pass them on. `items` has one column, "
-        f"`{ITEM_ID}`; its rows are in the order of the codes of models trained on this data set.\n"
-    )
-    return str(card).rstrip("\n") + "\n" + note

@@ -6,10 +6,9 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from huggingface_hub import ModelCard, get_token
+from huggingface_hub import get_token
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from ..artefacts import write_text
 from ..errors import CEMGError
 from .contents import Contents, folder_contents, problems
 from .dataset_folder import dataset_contents, licence_problems
@@ -104,16 +103,7 @@ def _packages(run: Path, config: PublishConfig, scratch: Path) -> list[Package]:
         changed.mkdir()
         contents = dataset_contents(run / "dataset", changed, repo=config.dataset_repo, item_texts=config.item_texts)
         packages.append(Package(config.dataset_repo, "dataset", contents, licence_problems(contents) + problems(contents, secrets)))
-    folder = export_model(run, scratch / "model", name=config.repo, dtype=config.dtype)
-    if config.dataset_repo is not None:
-        _link(folder / "README.md", config.dataset_repo)
+    folder = export_model(run, scratch / "model", name=config.repo, dtype=config.dtype, dataset_repo=config.dataset_repo)
     contents = folder_contents(folder)
     packages.append(Package(config.repo, "model", contents, problems(contents, secrets)))
     return packages
-
-
-def _link(card_file: Path, dataset_repo: str) -> None:
-    """Name the data set in the metadata of the model's card."""
-    card = ModelCard.load(card_file)
-    card.data["datasets"] = [dataset_repo]
-    write_text(card_file, str(card))

@@ -145,3 +145,23 @@ def metric(repo: str, predictions: list[list[str]], references: list[str], k: in
     import evaluate
 
     return evaluate.load(repo, module_type="metric").compute(predictions=predictions, references=references, k=k)
+
+
+def push_pipeline(folder: str, repo: str, **settings: Any) -> str:
+    from transformers import pipeline
+
+    import cemg_hf  # noqa: F401 -- registers the task
+
+    return str(pipeline("next-item-recommendation", model=folder, trust_remote_code=True).push_to_hub(repo, **settings))
+
+
+def pipe(repo: str, histories: list[list[str]], cache_dir: str, revision: str | None = None) -> list[Any]:
+    """The pipeline of a repository, by transformers alone."""
+    import sys
+
+    sys.modules["cemg_hf"] = None  # type: ignore[assignment]
+    from transformers import pipeline
+
+    where = {"revision": revision} if revision is not None else {}
+    recommend = pipeline("next-item-recommendation", model=repo, trust_remote_code=True, model_kwargs={"cache_dir": cache_dir}, **where)
+    return recommend(histories, top_k=10, exclude_history=True)

@@ -18,7 +18,7 @@ from cemg_hf.evaluation.modules import metric_path
 from cemg_hf.hub.export import export_model
 from cemg_hf.hub.publish import PublishConfig, dry_run, publish
 
-DATA_FILES = {"README.md", "interactions.parquet", "items.parquet", "statistics.json"}
+DATA_FILES = {"README.md", "eval.yaml", "interactions.parquet", "items.parquet", "statistics.json"}
 DATA_FILES |= {f"splits/{split}.parquet" for split in ("train", "validation", "test")}
 
 
@@ -226,6 +226,15 @@ def test_push_to_hub_of_a_tokenizer_to_a_branch(finished: Path, hub: LocalHub, p
     history = histories(finished)[0]
     expected = CEMGForConditionalGeneration.from_pretrained(finished / "model").tokenizer(history)["input_ids"]
     assert puller("tokenize", repo="org/codes", history=history, revision="draft", cache_dir=tmp_path / "cache") == expected
+
+
+def test_push_to_hub_of_a_pipeline_brings_the_model(
+    finished: Path, hub: LocalHub, publisher: Clients, puller: Clients, tmp_path: Path
+) -> None:
+    publisher("push_pipeline", folder=finished / "model", repo="org/piped")
+    assert len(hub.commits("org/piped")) == 1
+    found = puller("pipe", repo="org/piped", histories=histories(finished), cache_dir=tmp_path / "cache")
+    assert [[[one["item_id"], one["score"]] for one in row] for row in found] == recommended(finished / "model", finished)
 
 
 @pytest.mark.parametrize("name", ["hr_at_k", "ndcg_at_k"])

@@ -73,7 +73,7 @@ def measure(data: PreparedDataset, layers: str, settings: dict[str, Any], epochs
     started = time.perf_counter()
     for epoch in range(every, epochs + 1, every):
         model.fit_partial(training, min_epochs=every, max_epochs=every)
-        curve[epoch] = ranking_metrics(rank(model, validation, True), validation.targets)["ndcg@10"]
+        curve[epoch] = float(ranking_metrics(rank(model, validation, True), validation.targets)["ndcg@10"] or 0)
         print(f"{layers}: epoch {epoch}, validation NDCG@10 {curve[epoch]:.4f}, {time.perf_counter() - started:.0f} s", flush=True)
         if curve[epoch] == max(curve.values()):
             best = copy.deepcopy(model.lightning_model.state_dict())

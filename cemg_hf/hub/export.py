@@ -12,7 +12,7 @@ import yaml
 from ..artefacts import Manifest, fingerprint_path, read_manifest, write_folder, write_text
 from ..errors import CEMGError
 from ..training.loading import open_model
-from .contents import values_without_local_paths, without_local_paths
+from .contents import values_without_local_paths
 from .model_card import CardModel, eval_results, model_card
 
 if TYPE_CHECKING:
@@ -59,7 +59,6 @@ def export_model(
         raise CEMGError(f"{output}: exists and is no exported model, and would be replaced; name another folder")
     recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
     result = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-    result["command"] = without_local_paths(result["command"])
     beside = None if comparison is None else read_results(comparison)
     model = open_model(run / "model", dtype=dtype)
     assert model.tokenizer is not None  # a model folder without its catalogue does not open

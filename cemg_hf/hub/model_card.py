@@ -172,7 +172,7 @@ def eval_results(model: CardModel, result: Mapping[str, Any]) -> str:
 
 def _front_matter(model: CardModel, own: Mapping[str, Any]) -> ModelCardData:
     recipe, known = model.recipe, provenance(model.data)
-    license_of = license_fields(recipe["prepare"]["license"], model.data)
+    license_of: dict[str, Any] = license_fields(recipe["prepare"]["license"], model.data)
     if known.terms_url is not None and license_of["license"] == "other":
         license_of["license_link"] = known.terms_url
     kinds = content_of(recipe)

@@ -39,7 +39,7 @@ class NextItemRecommendationPipeline(Base):
 
         >>> pipe = pipeline("next-item-recommendation", model="org/cemg-beauty", trust_remote_code=True)
         >>> pipe(["B004756YJA", "B004ZT0SSG"], top_k=10, exclude_history=True)
-        [{"item_id": "B00150LT40", "score": -4.2, "codes": "<a_12><b_7><c_200><d_3>"}, …]
+        [{"item_id": "B000SJ9G0I", "score": -4.575160503387451, "codes": "<a_14><b_16><c_214><d_11>"}, …]
 
     Every setting of a call may be given when the pipeline is made, as its default for all calls.
 
@@ -122,11 +122,11 @@ class NextItemRecommendationPipeline(Base):
         for name in ("allowed_items", "denied_items"):
             if settings.get(name) is not None:
                 settings[name] = _item_list(name, settings[name])
-        titles = settings.pop("titles", None)
-        if titles is not None and not isinstance(titles, Mapping):
-            raise ValueError(f"titles: a mapping from item id to title is expected, got {type(titles).__name__}")
-        checked = {name: settings[name] for name in ("on_unknown",) if name in settings}
-        return checked, settings, {} if titles is None else {"titles": titles}
+        shown = {"titles": settings.pop("titles")} if "titles" in settings else {}
+        if not isinstance(shown.get("titles"), Mapping | None):
+            raise ValueError(f"titles: a mapping from item id to title is expected, got {type(shown['titles']).__name__}")
+        checked = {"on_unknown": settings["on_unknown"]} if "on_unknown" in settings else {}
+        return checked, settings, shown
 
     def preprocess(self, input_: Any, on_unknown: str = "error") -> dict[str, Any]:
         """A request as a tuple of its lists; a batch of them is a list of tuples, whose lengths no collator minds."""

@@ -137,6 +137,9 @@ def test_titles_stand_where_they_are_known():
     assert {item["item_id"]: item["title"] for item in found if "title" in item} == titles
     assert len(found) == 60
     assert "title" not in PIPE(["item1"], top_k=1)[0]
+    pipe = NextItemRecommendationPipeline(MODEL, device="cpu", titles=titles)
+    assert pipe(["item1"], top_k=60) == found
+    assert all("title" not in item for item in pipe(["item1"], top_k=60, titles=None))
     json.dumps(found)
 
 

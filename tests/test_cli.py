@@ -32,6 +32,7 @@ COMMANDS = {"run", "quickstart", "prepare", "encode", "tokenize", "finetune", "e
     "compare",
     "study",
     "serve",
+    "demo",
     "convert",
     "download-images",
     "export",

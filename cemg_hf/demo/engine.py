@@ -27,8 +27,8 @@ NEIGHBOURS = 12
 MOST_ADDED = 20
 MOST_HISTORY = 200
 DEFAULT_BEAMS = 20
-DEFAULT_BOOST = -6.0
-NEW_ITEM_DENSE, NEW_ITEM_LIKELIHOOD = 10.0, 0.3  # what `cemg cold-start` found good on the sample
+DEFAULT_BOOST = 0.0
+NEW_ITEM_DENSE, NEW_ITEM_LIKELIHOOD = 10.0, 0.3  # found good for cold items; the README says how
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class Session:
     added: dict[str, Item] = field(default_factory=dict)
     opened: tuple[int, str] | None = None
     """Model and item id of the card that is open."""
+    turn: int = 0
+    """How often the page was drawn."""
 
 
 @dataclass(frozen=True)
@@ -198,8 +200,8 @@ class Engine:
                 small = data_uri(thumbnail(picture))
             except UNREADABLE as error:
                 raise CEMGError(f"the picture cannot be read ({error}); drop a JPEG, PNG or WebP file") from error
-        known = {item_id for model in session.models for item_id in model.tokenizer.item_ids}
-        item_id = next(name for name in (f"new-{number}" for number in itertools.count(1)) if name not in known)
+        free = (f"new-{number}" for number in itertools.count(1))
+        item_id = next(name for name in free if not any(name in model.known for model in session.models))
         content = pl.DataFrame(
             {
                 "item_id": [item_id],
@@ -240,17 +242,16 @@ class Engine:
     def _rank(self, session: Session, model: DemoModel, controls: Controls) -> Ranking:
         started = time.perf_counter()
         tokenizer, longest = model.tokenizer, model.model.config.max_history
-        known = set(tokenizer.item_ids)
-        history = [item_id for item_id in session.history if item_id in known]
+        history = [item_id for item_id in session.history if item_id in model.known]
         weight = controls.dense_weight if model.dense_weight is not None else 0.0
         options: dict[str, Any] = {"exclude_history": controls.exclude_history, "dense_weight": weight}
         if session.added and not weight:  # a dense tower finds new items by their content; codes alone hardly ever do
-            options |= {"new_item_boost": controls.new_item_boost, "new_item_dense": NEW_ITEM_DENSE, "new_item_likelihood": NEW_ITEM_LIKELIHOOD}
-            if tokenizer.item_vectors is None:
-                options |= {"new_item_dense": 0.0, "new_item_likelihood": 1.0}
+            options["new_item_boost"] = controls.new_item_boost
+            if tokenizer.item_vectors is not None:
+                options |= {"new_item_dense": NEW_ITEM_DENSE, "new_item_likelihood": NEW_ITEM_LIKELIHOOD}
         allowed = None
         if controls.categories:
-            allowed = [item_id for item_id in self.shop.in_categories(controls.categories) if item_id in known]
+            allowed = [item_id for item_id in self.shop.in_categories(controls.categories) if item_id in model.known]
         found = self._ask(model, history, CARDS, max(controls.num_beams, CARDS), allowed, options)
         explanation = explain(model.model, history, [item_id for item_id, _ in found])
         read = [self.item(session, item_id) for item_id in history[-longest:]]
@@ -277,7 +278,7 @@ class Engine:
             model=model.name,
             cards=cards,
             waiting=self._waiting(session, model, history, cards, controls, options),
-            unknown=[self.item(session, item_id) for item_id in session.history if item_id not in known],
+            unknown=[self.item(session, item_id) for item_id in session.history if item_id not in model.known],
             unread=max(len(history) - longest, 0),
             hybrid=bool(weight),
             seconds=time.perf_counter() - started,
@@ -314,8 +315,8 @@ class Engine:
         number, item_id = session.opened
         if not 0 <= number < len(session.models):
             return None
-        tokenizer = session.models[number].tokenizer
-        if item_id not in set(tokenizer.item_ids):
+        model = session.models[number]
+        if item_id not in model.known:
             return None
-        found = branches(tokenizer, item_id, NEIGHBOURS)
+        found = branches(model.tokenizer, item_id, NEIGHBOURS)
         return Neighbourhood([(branch, [self.item(session, other) for other in branch.items]) for branch in found])

@@ -46,6 +46,7 @@ class DemoModel:
         self._encoders: dict[str, ItemEncoder] = {}
         self.alpha: Mapping[str, Alpha] = self._catalogue_alpha()
         """Item id -> α, of the items whose features are known and that have content."""
+        self.known = frozenset(model.tokenizer.item_ids)
 
     @classmethod
     def load(cls, source: str, features: Path | None = None, device: str = "cpu") -> DemoModel:
@@ -91,6 +92,7 @@ class DemoModel:
         view = copy.copy(self)
         view.model = copy.copy(self.model)  # shallow too: the modules are the same, the attribute `tokenizer` is the view's own
         view.model.set_tokenizer(tokenizer)
+        view.known = self.known | {item_id}
         vectors = {name: self._store.modalities[name].projection.transform(*raw) for name, raw in encoded.items()}
         masks = {name: mask for name, (_, mask) in encoded.items()}
         view.alpha = {**self.alpha, **self._alpha([item_id], vectors, masks)}
@@ -119,7 +121,7 @@ class DemoModel:
         network = self.tokenizer.rqvae
         assert network is not None
         used = [name for name in vectors if name in network.config.modality_dims]
-        features = {name: torch.from_numpy(np.ascontiguousarray(vectors[name], dtype=np.float32)) for name in used}
+        features = {name: torch.from_numpy(np.array(vectors[name], dtype=np.float32)) for name in used}
         filled = network.fill_collaborative(features, {name: torch.from_numpy(np.asarray(masks[name])) for name in used})
         alpha = network.fuse(*filled).alpha.cpu()
         return {item_id: (row[0], row[1]) for item_id, row in zip(item_ids, alpha.tolist(), strict=True) if sum(row) > 0}

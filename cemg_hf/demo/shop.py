@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ class Item:
     brand: str | None = None
     categories: tuple[str, ...] = ()
     description: str | None = None
-    picture: str | None = None
+    picture: str | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:

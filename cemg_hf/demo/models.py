@@ -95,7 +95,7 @@ class DemoModel:
         view.known = self.known | {item_id}
         vectors = {name: self._store.modalities[name].projection.transform(*raw) for name, raw in encoded.items()}
         masks = {name: mask for name, (_, mask) in encoded.items()}
-        view.alpha = {**self.alpha, **self._alpha([item_id], vectors, masks)}
+        view.alpha = {**self.alpha, **self._alpha([item_id], vectors, masks, predicted=True)}
         return view
 
     def _catalogue_alpha(self) -> dict[str, Alpha]:
@@ -117,11 +117,16 @@ class DemoModel:
         return found
 
     @torch.inference_mode()
-    def _alpha(self, item_ids: list[str], vectors: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray]) -> dict[str, Alpha]:
+    def _alpha(
+        self, item_ids: list[str], vectors: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray], predicted: bool = False
+    ) -> dict[str, Alpha]:
+        """α of items by their projected vectors; `predicted`: what nobody bought yet gets its e^c from its content, as in `add_items`."""
         network = self.tokenizer.rqvae
         assert network is not None
         used = [name for name in vectors if name in network.config.modality_dims]
         features = {name: torch.from_numpy(np.array(vectors[name], dtype=np.float32)) for name in used}
-        filled = network.fill_collaborative(features, {name: torch.from_numpy(np.asarray(masks[name])) for name in used})
-        alpha = network.fuse(*filled).alpha.cpu()
+        given = {name: torch.from_numpy(np.asarray(masks[name])) for name in used}
+        if predicted:
+            features, given = network.fill_collaborative(features, given)
+        alpha = network.fuse(features, given).alpha.cpu()
         return {item_id: (row[0], row[1]) for item_id, row in zip(item_ids, alpha.tolist(), strict=True) if sum(row) > 0}

@@ -47,7 +47,7 @@ def write_tables(folder: Path) -> None:
     rows = []
     for row, item_id in enumerate(item_ids()):
         kind, colour = KINDS[row % len(KINDS)], COLOURS[row // len(KINDS) % len(COLOURS)]
-        title = HOSTILE.get(item_id, f"{colour.title()} {kind} of the Café")
+        title = HOSTILE.get(item_id, f"{colour.title()} {kind} of the Café, no. {row // (len(KINDS) * len(COLOURS)) + 1}")
         content = picture(colour, row)
         rows.append(
             {

@@ -98,7 +98,13 @@ def create_page(engine: Engine, title: str) -> gr.Blocks:
                         elem_id="categories",
                     )
                     beams = gr.Slider(
-                        CARDS, MOST_BEAMS, DEFAULT_BEAMS, step=1, label="Beams", info="Codes kept open while an item is written", elem_id="beams"
+                        CARDS,
+                        MOST_BEAMS,
+                        DEFAULT_BEAMS,
+                        step=1,
+                        label="Beams",
+                        info="Codes kept open while an item is written",
+                        elem_id="beams",
                     )
                     weight = engine.dense_weight
                     dense = gr.Slider(

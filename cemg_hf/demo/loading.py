@@ -66,7 +66,9 @@ def _dataset(dataset: str | None, model: Path) -> PreparedDataset | None:
         return PreparedDataset.load(snapshot_download(dataset, repo_type="dataset"))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise CEMGError(f"--dataset {dataset}: no such folder, and the Hub did not give it ({reason}); make one with `cemg prepare`") from error
+        raise CEMGError(
+            f"--dataset {dataset}: no such folder, and the Hub did not give it ({reason}); make one with `cemg prepare`"
+        ) from error
 
 
 def _items(items: str | None, dataset: PreparedDataset | None) -> tuple[pl.DataFrame | None, Path | None]:

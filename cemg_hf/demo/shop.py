@@ -125,9 +125,7 @@ class Shop:
         text, title = pl.col("text"), pl.col("title")
         found = self._index.filter(pl.all_horizontal(text.str.contains(word, literal=True) for word in words))
         begins = pl.all_horizontal(title.str.contains(f" {word}", literal=True) for word in words)
-        quality = (
-            pl.when(pl.col("id") == whole).then(0).when(title.str.starts_with(f" {whole}")).then(1).when(begins).then(2).otherwise(3)
-        )
+        quality = pl.when(pl.col("id") == whole).then(0).when(title.str.starts_with(f" {whole}")).then(1).when(begins).then(2).otherwise(3)
         best = found.sort(quality, -pl.col("bought"), "row").head(limit)
         return Hits([self.item(self._table["item_id"][row]) for row in best["row"].to_list()], len(found))
 

@@ -60,7 +60,10 @@ COLOURS = {
     "stat_background_fill": "sunken",
 }
 """Gradio's name of a colour -> ours, which is light or dark as the page is."""
-BOTH_MODES = ("link_text_color", "color_accent")
+CHECK = (
+    "url(\"data:image/svg+xml,%3csvg viewBox='0 0 16 16' fill='white' xmlns='http://www.w3.org/2000/svg'%3e%3cpath d='M12.2 4.8a1 1 0 0 1 0 "
+    "1.4l-5 5a1 1 0 0 1-1.4 0l-2-2a1 1 0 1 1 1.4-1.4l1.3 1.3 4.3-4.3a1 1 0 0 1 1.4 0z'/%3e%3c/svg%3e\")"
+)
 
 
 def theme() -> gr.themes.Base:
@@ -95,6 +98,5 @@ def theme() -> gr.themes.Base:
         checkbox_border_radius="6px",
         checkbox_label_padding="0",
         section_header_text_weight="580",
-        checkbox_check="url(\"data:image/svg+xml,%3csvg viewBox='0 0 16 16' fill='white' xmlns='http://www.w3.org/2000/svg'%3e"
-        "%3cpath d='M12.2 4.8a1 1 0 0 1 0 1.4l-5 5a1 1 0 0 1-1.4 0l-2-2a1 1 0 1 1 1.4-1.4l1.3 1.3 4.3-4.3a1 1 0 0 1 1.4 0z'/%3e%3c/svg%3e\")",
+        checkbox_check=CHECK,
     )

@@ -23,7 +23,7 @@ HOSTILE = {
     "item-03": "<img src=x onerror=\"document.title='attacked'\">",
     "item-07": "</span><script>document.title='attacked'</script>",
     "item-11": "${document.title='attacked'} {{constructor}} `quoted`",
-    "item-15": "\" autofocus onfocus=\"document.title='attacked'\" x=\"",
+    "item-15": '" autofocus onfocus="document.title=\'attacked\'" x="',
 }
 BARE, UNPICTURED = "item-20", "item-21"
 """An item without title and picture, and one without a picture."""

@@ -22,7 +22,9 @@ def test_every_hit_holds_every_word_and_nothing_else_is_left_out(engine: Engine)
     shop = engine.shop
     everything = [shop.item(item_id) for item_id in engine.models[0].tokenizer.item_ids]
 
-    @given(st.lists(st.sampled_from(["mug", "RED", "café", "cafe", "home", "maker", "item-2", "gs", "script", "zzz"]), min_size=1, max_size=3))
+    @given(
+        st.lists(st.sampled_from(["mug", "RED", "café", "cafe", "home", "maker", "item-2", "gs", "script", "zzz"]), min_size=1, max_size=3)
+    )
     def holds(words: list[str]) -> None:
         hits = shop.search(" ".join(words), 100)
         texts = {item.item_id: plain(" ".join([item.item_id, item.title or "", item.brand or "", *item.categories])) for item in everything}

@@ -133,8 +133,8 @@ def create_page(engine: Engine, title: str) -> gr.Blocks:
                     picture = gr.Image(
                         type="filepath", sources=["upload", "clipboard"], label="Picture", height=170, elem_id="new-picture", buttons=[]
                     )
-                    add = gr.Button("Add to the catalogue", variant="primary", elem_id="new-add")
                     note = gr.HTML(elem_id="new-note", js_on_load=None, apply_default_css=False)
+                    add = gr.Button("Add to the catalogue", variant="primary", elem_id="new-add")
             with gr.Column(elem_id="stage"):
                 recommendations = gr.HTML(SKELETON, elem_id="recommendations", js_on_load=code, apply_default_css=False)
         page = _Page(session, shopper, query, results, history, exclude, categories, beams, dense, boost, recommendations)

@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from cemg_hf.demo.loading import open_demo
+from cemg_hf.demo.pictures import thumbnail
 from cemg_hf.errors import CEMGError
 
 
@@ -36,8 +37,10 @@ def test_pictures_may_be_files_beside_the_table(run_folder: Path, tmp_path: Path
     (tmp_path / "pictures" / "a.png").write_bytes(content)
     pl.DataFrame({"item_id": ["item-01"], "image": ["pictures/a.png"]}).write_csv(tmp_path / "items.csv")
     shop = open_demo([str(run_folder / "model")], items=str(tmp_path / "items.csv")).shop
-    assert shop.item("item-01").picture is not None
-    assert shop.thumbnails.get(shop.search("item-01", 1).total and list(shop._rows).index("item-01"))
+    address = shop.item("item-01").picture
+    assert address is not None
+    assert shop.thumbnails.get(int(Path(address).stem)) == thumbnail(content)
+    assert shop.item("item-02").picture is None
 
 
 def test_models_of_one_name_are_told_apart(run_folder: Path, tmp_path: Path) -> None:

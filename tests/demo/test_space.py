@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -58,12 +59,16 @@ def in_cache(cache: Path, kind: str, name: str, source: Path) -> None:
     shutil.copytree(source, place / "snapshots" / ("0" * 40))
 
 
+@pytest.mark.slow
 def test_it_runs_as_the_hub_runs_it(run_folder: Path, folder: Path, tmp_path: Path) -> None:
     """`python app.py` in the folder, with the package that lies there, the model and its data under their Hub ids."""
     cache = tmp_path / "cache"
     in_cache(cache, "models", MODEL, run_folder / "model")
     in_cache(cache, "datasets", DATA, run_folder / "dataset")
-    settings = {"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "GRADIO_SERVER_PORT": "7999", "GRADIO_SERVER_NAME": "127.0.0.1"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = {"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "GRADIO_SERVER_PORT": str(port), "GRADIO_SERVER_NAME": "127.0.0.1"}
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | settings
     log = (tmp_path / "log").open("w+")
     process = subprocess.Popen([sys.executable, "app.py"], cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
@@ -71,7 +76,7 @@ def test_it_runs_as_the_hub_runs_it(run_folder: Path, folder: Path, tmp_path: Pa
         deadline = time.monotonic() + 120
         while True:
             try:
-                page = urlopen("http://127.0.0.1:7999/", timeout=5).read().decode()
+                page = urlopen(f"http://127.0.0.1:{port}/", timeout=5).read().decode()
                 break
             except (URLError, ConnectionError, TimeoutError):
                 log.seek(0)
@@ -81,7 +86,8 @@ def test_it_runs_as_the_hub_runs_it(run_folder: Path, folder: Path, tmp_path: Pa
     finally:
         process.terminate()
         process.wait(20)
-    assert "48 items, written as 3 codes each · 40 real shoppers" in page.encode().decode("unicode_escape").encode("latin-1").decode()
+    assert "48 items, written as 3 codes each" in page
+    assert "40 real shoppers" in page
 
 
 def test_local_folders_and_foreign_outputs_are_refused(run_folder: Path, folder: Path, tmp_path: Path) -> None:

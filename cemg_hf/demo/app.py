@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.data_classes import ImageData
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
@@ -26,10 +28,22 @@ MOST_BEAMS = 200
 KEEP = {"Cache-Control": "public, max-age=31536000, immutable"}  # the address changes with every start
 SKELETON = f'<div class="skeleton" role="status" aria-label="Loading">{"<i></i>" * CARDS}</div>'
 UPLOADS_KEPT = (3600, 3600)  # seconds: how often to look for old uploads, and how old they may get
+SESSION_KEPT = 3600  # seconds without a click; what a visitor added is gone then
+LOWEST_BOOST, HIGHEST_BOOST = -15.0, 15.0
+LONGEST_QUERY, LONGEST_TEXT = 200, 4000  # characters that are read of what is typed
 
 
 def _asset(name: str) -> str:
     return files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+class Picture(gr.Image):
+    """Gradio's picture, handed on as the file that was dropped: what is no picture is an error of the engine's, which names the remedy."""
+
+    is_template = True  # the page shows it as gr.Image
+
+    def preprocess(self, payload: ImageData | None) -> str | None:
+        return None if payload is None else payload.path
 
 
 @dataclass(frozen=True)
@@ -63,7 +77,7 @@ def create_page(engine: Engine, title: str) -> gr.Blocks:
     shop = engine.shop
     levels = engine.models[0].model.config.num_levels
     with gr.Blocks(title=title, fill_width=True, analytics_enabled=False, delete_cache=UPLOADS_KEPT) as blocks:
-        session = gr.State()
+        session = gr.State(time_to_live=SESSION_KEPT)
         gr.HTML(
             render("header", title=title, items=len(shop), levels=levels, shoppers=shop.num_shoppers),
             js_on_load=code,
@@ -118,8 +132,8 @@ def create_page(engine: Engine, title: str) -> gr.Blocks:
                         elem_id="dense",
                     )
                     boost = gr.Slider(
-                        -15,
-                        15,
+                        LOWEST_BOOST,
+                        HIGHEST_BOOST,
                         DEFAULT_BOOST,
                         step=0.1,
                         label="New item boost",
@@ -130,7 +144,7 @@ def create_page(engine: Engine, title: str) -> gr.Blocks:
                 with gr.Accordion("Add an item of your own", open=False, elem_id="add", visible=engine.takes_items):
                     name = gr.Textbox(label="Title", placeholder="Such as: Mug for campfire evenings", max_lines=2, elem_id="new-title")
                     text = gr.Textbox(label="Description", lines=2, max_lines=5, elem_id="new-text")
-                    picture = gr.Image(
+                    picture = Picture(
                         type="filepath", sources=["upload", "clipboard"], label="Picture", height=170, elem_id="new-picture", buttons=[]
                     )
                     note = gr.HTML(elem_id="new-note", js_on_load=None, apply_default_css=False)
@@ -145,6 +159,7 @@ def create_page(engine: Engine, title: str) -> gr.Blocks:
             [*page.writes, boost, name, text, picture, note],
             queue=False,
             show_progress="minimal",
+            show_progress_on=[recommendations],
             api_visibility="private",
         )
     return blocks
@@ -173,8 +188,9 @@ def _connect(engine: Engine, blocks: gr.Blocks, page: _Page, surprise: gr.Button
         session: Session | None, query: str, exclude: bool, names: list[str], beams: float, dense: float, boost: float, event: gr.EventData
     ) -> tuple[Any, ...]:
         session = session or engine.start()
-        boost = _act(engine, session, event._data, boost)
-        return *_parts(engine, session, query, _controls((exclude, names, beams, dense, boost))), boost
+        before = _controls((exclude, names, beams, dense, boost))
+        after = replace(before, new_item_boost=_act(engine, session, event._data, before.new_item_boost))
+        return *_parts(engine, session, query, after), after.new_item_boost
 
     def surprised(*values: Any) -> tuple[Any, ...]:
         user = engine.shop.shopper_at(random.randrange(engine.shop.num_shoppers)).user_id
@@ -216,10 +232,8 @@ def _act(engine: Engine, session: Session, data: dict[str, str], boost: float) -
     elif act == "open":
         engine.toggle(session, _number(data.get("model")), item_id)
     elif act == "lift":
-        try:
-            return round(min(boost + max(float(data.get("by", 0)), 0.0) + 0.1, 15.0), 1)
-        except ValueError:
-            return boost
+        lacking = _within(data.get("by"), 0.0, HIGHEST_BOOST - LOWEST_BOOST, 0.0)
+        return round(min(boost + lacking + 0.1, HIGHEST_BOOST), 1)
     return boost
 
 
@@ -232,7 +246,8 @@ def _adding(engine: Engine) -> Callable[..., tuple[Any, ...]]:
         session = session or engine.start()
         controls, (title, description, picture) = _controls(values[:5]), values[5:]
         try:
-            item = engine.add_item(session, title or "", description or "", Path(picture).read_bytes() if picture else None)
+            texts = ((given or "")[:LONGEST_TEXT] for given in (title, description))
+            item = engine.add_item(session, *texts, Path(picture).read_bytes() if picture else None)
         except CEMGError as error:
             note = render("note", error=str(error), item=None, code="")
             return *_parts(engine, session, query, controls), gr.skip(), title, description, picture, note
@@ -245,8 +260,24 @@ def _adding(engine: Engine) -> Callable[..., tuple[Any, ...]]:
 
 
 def _controls(values: Sequence[Any]) -> Controls:
+    """What stands in the controls; a number that was taken out counts as the default, and none is larger than the page allows."""
     exclude, names, beams, dense, boost = values
-    return Controls(bool(exclude), tuple(names or ()), int(beams), float(dense), float(boost))
+    return Controls(
+        bool(exclude),
+        tuple(names or ()),
+        int(_within(beams, CARDS, MOST_BEAMS, DEFAULT_BEAMS)),
+        _within(dense, 0.0, 1.0, 0.0),
+        _within(boost, LOWEST_BOOST, HIGHEST_BOOST, DEFAULT_BOOST),
+    )
+
+
+def _within(value: Any, lowest: float, highest: float, default: float) -> float:
+    """A number of the page, brought into its range."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return default
+    return min(max(number, lowest), highest) if math.isfinite(number) else default
 
 
 def _parts(engine: Engine, session: Session, query: str, controls: Controls, errors: Sequence[str] = ()) -> tuple[Any, ...]:
@@ -278,7 +309,7 @@ def _parts(engine: Engine, session: Session, query: str, controls: Controls, err
 
 
 def _results(engine: Engine, session: Session, query: str) -> str:
-    query = query.strip()
+    query = query[:LONGEST_QUERY].strip()
     return render("results", query=query, hits=engine.shop.search(query, HITS), history=set(session.history))
 
 

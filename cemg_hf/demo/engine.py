@@ -199,7 +199,7 @@ class Engine:
             try:
                 small = data_uri(thumbnail(picture))
             except UNREADABLE as error:
-                raise CEMGError(f"the picture cannot be read ({error}); drop a JPEG, PNG or WebP file") from error
+                raise CEMGError("the picture cannot be read; drop a JPEG, PNG or WebP file") from error
         free = (f"new-{number}" for number in itertools.count(1))
         item_id = next(name for name in free if not any(name in model.known for model in session.models))
         content = pl.DataFrame(

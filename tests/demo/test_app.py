@@ -13,8 +13,8 @@ from demo_samples import HOSTILE, item_ids, picture
 from playwright.sync_api import Browser, Page, expect
 from starlette.testclient import TestClient
 
-from cemg_hf.demo.app import _act, create_page, launch, picture_route
-from cemg_hf.demo.engine import CARDS, Engine, Session
+from cemg_hf.demo.app import _act, _controls, create_page, launch, picture_route
+from cemg_hf.demo.engine import CARDS, Controls, Engine, Session
 from cemg_hf.errors import CEMGError
 
 
@@ -143,6 +143,12 @@ def test_an_item_of_ones_own_is_recommended_here_and_nowhere_else(page: Page, br
     page.click("#add button")
     after(page, page.locator("#new-add").click)
     expect(page.locator("#new-note [role=alert]")).to_contain_text("give the new item a title, a picture, or both")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    page.set_input_files("#new-picture input[type=file]", tmp_path / "broken.png")
+    page.wait_for_selector("#new-picture img")
+    after(page, page.locator("#new-add").click)
+    expect(page.locator("#new-note [role=alert]")).to_contain_text("the picture cannot be read")
+    page.click("#new-picture [aria-label='Remove Image'], #new-picture [aria-label='Clear']")
     page.fill("#new-title textarea, #new-title input", "Violet Scarf <b>of mine</b>")
     page.set_input_files("#new-picture input[type=file]", tmp_path / "own.png")
     page.wait_for_selector("#new-picture img")
@@ -244,6 +250,14 @@ def test_a_phone_shows_everything_without_scrolling_sideways(browser: Browser, a
         assert clipped == 0
 
 
+def test_the_panel_stays_in_sight_while_the_cards_scroll(page: Page) -> None:
+    page.evaluate("window.scrollTo(0, 300)")
+    page.wait_for_function("scrollY === 300")
+    box = page.locator("#panel").bounding_box()
+    assert box is not None
+    assert 0 <= box["y"] < 40
+
+
 def test_light_and_dark_are_remembered(page: Page) -> None:
     assert "dark" not in (page.get_attribute("body", "class") or "").split()
     page.click("[data-theme-toggle]")
@@ -289,10 +303,15 @@ def test_pages_may_ask_for_anything(engine: Engine, session: Session) -> None:
         {"act": "open"},
         {"act": "lift", "by": "much"},
         {"act": "lift", "by": "nan"},
+        {"act": "lift", "by": "-7"},
     ):
-        assert _act(engine, session, data, 1.0) == _act(engine, session, {}, 1.0) or data.get("by") == "nan"
+        assert _act(engine, session, data, 1.0) == (1.1 if data.get("act") == "lift" else 1.0)
         assert engine.neighbourhood(session) is None
     assert session.history == before
+    assert _act(engine, session, {"act": "lift", "by": "1e9"}, 1.0) == 15
+    for values in ((True, None, None, None, None), (True, [], "nan", "x", float("inf"))):
+        assert _controls(values) == Controls()
+    assert _controls((False, ["Wear"], 10**9, -3, 99)) == Controls(False, ("Wear",), 200, 0.0, 15.0)
 
 
 def test_a_port_that_is_taken_is_an_error(engine: Engine, address: str) -> None:

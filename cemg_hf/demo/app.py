@@ -37,13 +37,9 @@ def _asset(name: str) -> str:
     return files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-class Picture(gr.Image):
-    """Gradio's picture, handed on as the file that was dropped: what is no picture is an error of the engine's, which names the remedy."""
-
-    is_template = True  # the page shows it as gr.Image
-
-    def preprocess(self, payload: ImageData | None) -> str | None:
-        return None if payload is None else payload.path
+def _dropped_file(payload: ImageData | None) -> str | None:
+    """The file behind a picture that was dropped, undecoded: what is no picture is an error of the engine's, which names the remedy."""
+    return None if payload is None else payload.path
 
 
 @dataclass(frozen=True)
@@ -144,9 +140,11 @@ def create_page(engine: Engine, title: str) -> gr.Blocks:
                 with gr.Accordion("Add an item of your own", open=False, elem_id="add", visible=engine.takes_items):
                     name = gr.Textbox(label="Title", placeholder="Such as: Mug for campfire evenings", max_lines=2, elem_id="new-title")
                     text = gr.Textbox(label="Description", lines=2, max_lines=5, elem_id="new-text")
-                    picture = Picture(
+                    picture = gr.Image(
                         type="filepath", sources=["upload", "clipboard"], label="Picture", height=170, elem_id="new-picture", buttons=[]
                     )
+                    # Not by a subclass: Gradio writes a stub file beside the module of every one.
+                    picture.preprocess = _dropped_file  # type: ignore[method-assign]
                     note = gr.HTML(elem_id="new-note", js_on_load=None, apply_default_css=False)
                     add = gr.Button("Add to the catalogue", variant="primary", elem_id="new-add")
             with gr.Column(elem_id="stage"):
@@ -246,8 +244,8 @@ def _adding(engine: Engine) -> Callable[..., tuple[Any, ...]]:
         session = session or engine.start()
         controls, (title, description, picture) = _controls(values[:5]), values[5:]
         try:
-            texts = ((given or "")[:LONGEST_TEXT] for given in (title, description))
-            item = engine.add_item(session, *texts, Path(picture).read_bytes() if picture else None)
+            content = Path(picture).read_bytes() if picture else None
+            item = engine.add_item(session, (title or "")[:LONGEST_TEXT], (description or "")[:LONGEST_TEXT], content)
         except CEMGError as error:
             note = render("note", error=str(error), item=None, code="")
             return *_parts(engine, session, query, controls), gr.skip(), title, description, picture, note

@@ -77,7 +77,13 @@ def main() -> None:
     load = round(os.getloadavg()[0], 1)
     command = shlex.join(["python", "benchmarks/demo_speed.py", *sys.argv[1:]])
     envelope = result_envelope(
-        {"demo": metrics}, command=command, seeds=[], seconds=time.perf_counter() - started, clicks=CLICKS, load_average=load
+        {"demo": metrics},
+        command=command,
+        seeds=[],
+        seconds=time.perf_counter() - started,
+        clicks=CLICKS,
+        load_average=load,
+        niceness=os.nice(0),
     )
     write_json(arguments.output, envelope)
     for name, values in metrics.items():

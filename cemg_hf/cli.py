@@ -485,6 +485,44 @@ def serve(
 
 
 @app.command()
+def demo(
+    model: Annotated[str, typer.Argument(help="Model folder or Hub id.")],
+    second: Annotated[str | None, typer.Argument(help="Another one, to compare with.")] = None,
+    items: Annotated[str | None, typer.Option(help="Items with titles, categories, pictures (default: those of the data set).")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Data set folder or Hub id: the real users (default: the folder `dataset` beside the model).")
+    ] = None,
+    features: Annotated[
+        list[str] | None,
+        typer.Option(help="Features folder, for α and new items; once per model (default: `features` beside the model)."),
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="Title of the page.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine (default: 127.0.0.1).")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on (default: the first free one from 7860).")] = None,
+    share: Annotated[bool, typer.Option(help="Also give a public link, through gradio.live.")] = False,
+    device: Annotated[str, typer.Option(help="auto (the GPU where there is one), cpu, cuda, cuda:1 …")] = "cpu",
+    space: Annotated[
+        Path | None, typer.Option("--export-space", metavar="FOLDER", help="Write the demo as a Space of the Hub instead of showing it.")
+    ] = None,
+) -> None:
+    """Click through recommendations: shoppers, codes, what the decoder looked at, items of your own, two models side by side."""
+    try:
+        from .demo.app import launch
+        from .demo.loading import open_demo
+        from .demo.space import export_space
+    except ModuleNotFoundError as error:
+        raise CEMGError(f"`cemg demo` needs {error.name}, which is not installed; pip install 'cemg-hf[demo]'") from error
+
+    models = [model] if second is None else [model, second]
+    if space is not None:
+        title = title or f"Next items by {' and '.join(name.rsplit('/', 1)[-1] for name in models)}"
+        typer.echo(f"{export_space(space, models, title=title, dataset=dataset, features=features or ())} is ready to be pushed")
+        return
+    engine = open_demo(models, items=items, dataset=dataset, features=features or (), device=device)
+    launch(engine, title or f"Next items by {' and '.join(shown.name for shown in engine.models)}", host=host, port=port, share=share)
+
+
+@app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="Run folder, finished by `cemg run`.")],
     output: Output,

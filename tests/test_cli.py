@@ -32,6 +32,7 @@ COMMANDS = {"run", "quickstart", "prepare", "encode", "tokenize", "finetune", "e
     "compare",
     "study",
     "serve",
+    "demo",
     "convert",
     "publish",
     "download-images",
@@ -301,3 +302,38 @@ def test_recommend_to_a_file_of_users(cemg: Command, tmp_path: Path) -> None:
         0,
         f"all 3 users are there already, 1 unknown item ids skipped; in {tmp_path}/recs.parquet\n",
     )
+
+
+def test_the_demo_shows_models_or_exports_a_space(cemg: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from cemg_hf.demo import app as page
+
+    shown: list[dict[str, Any]] = []
+    monkeypatch.setattr(page, "launch", lambda engine, title, **options: shown.append({"engine": engine, "title": title, **options}))
+    for name in ("first", "second"):
+        save_model(tmp_path / name, ["a", "b", "c"])
+    assert cemg("demo", tmp_path / "first", tmp_path / "second", "--port", 8123, "--host", "0.0.0.0").status == 0
+    assert [model.name for model in shown[0]["engine"].models] == ["first", "second"]
+    assert (shown[0]["title"], shown[0]["host"], shown[0]["port"], shown[0]["share"]) == (
+        "Next items by first and second",
+        "0.0.0.0",
+        8123,
+        False,
+    )
+    assert cemg("demo", tmp_path / "first", "--title", "My shop", "--share").status == 0
+    assert (shown[1]["title"], shown[1]["port"], shown[1]["share"]) == ("My shop", None, True)
+    exported = cemg("demo", "org/cemg-tiny", "--dataset", "org/tiny-data", "--export-space", tmp_path / "space")
+    assert exported.status == 0, exported.errors
+    assert "Next items by cemg-tiny" in (tmp_path / "space" / "app.py").read_text()
+    refused = cemg("demo", tmp_path / "first", "--export-space", tmp_path / "other")
+    assert refused.status == 2
+    assert "a Space loads from the Hub" in refused.error_lines[0]
+    assert len(shown) == 2
+
+
+def test_the_demo_says_what_it_lacks(cemg: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("cemg_hf.demo")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    refused = cemg("demo", "org/cemg-tiny")
+    assert refused.status == 2
+    assert "`cemg demo` needs gradio, which is not installed; pip install 'cemg-hf[demo]'" in refused.error_lines[0]

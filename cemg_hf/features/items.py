@@ -64,6 +64,42 @@ def load_encoder(
     return encoder
 
 
+def content_encoders(
+    folder: str | Path,
+    *,
+    text_source: str | None = None,
+    image_source: str | None = None,
+    device: str = "auto",
+    cache_folder: Path | None = None,
+    verify: bool = True,
+) -> dict[str, ItemEncoder]:
+    """Content modality -> the encoder that made its features in `folder`, ready for many calls of `encode_with`.
+
+    `folder` is a feature folder, or any folder that ships its encoders.json and the files named there. Errors: CEMGError as in
+    `load_encoder`.
+    """
+    sources = {"text": text_source, "image": image_source}
+    return {
+        name: load_encoder(description, folder, source=sources[name], device=device, cache_folder=cache_folder, verify=verify)
+        for name, description in load_descriptions(folder).items()
+        if name in CONTENT_MODALITIES
+    }
+
+
+def encode_with(
+    encoders: Mapping[str, ItemEncoder], items: pl.DataFrame, base: str | Path | None = None
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Raw vectors of items outside the dataset; arguments and result as for `encode_items`."""
+    encoded = {}
+    for name, encoder in encoders.items():
+        raw = encoder.encode(items, Path(base) if base is not None else None)
+        if raw.unreadable:
+            row, reason = next(iter(raw.unreadable.items()))
+            logger.warning("%d new items have an unreadable image (first: row %d, %s)", len(raw.unreadable), row, reason)
+        encoded[name] = (raw.vectors, raw.mask)
+    return encoded
+
+
 def encode_items(
     items: pl.DataFrame,
     folder: str | Path,
@@ -82,15 +118,7 @@ def encode_items(
     of the folder, vectors (n, D) float32 with zero rows where masked, and the mask (n,), False where an item lacks the modality. New items
     have no collaborative vector. Pictures that cannot be read are logged and masked. Errors: CEMGError as in `load_encoder`.
     """
-    sources = {"text": text_source, "image": image_source}
-    encoded = {}
-    for name, description in load_descriptions(folder).items():
-        if name not in CONTENT_MODALITIES:
-            continue
-        encoder = load_encoder(description, folder, source=sources[name], device=device, cache_folder=cache_folder, verify=verify)
-        raw = encoder.encode(items, Path(base) if base is not None else None)
-        if raw.unreadable:
-            row, reason = next(iter(raw.unreadable.items()))
-            logger.warning("%d new items have an unreadable image (first: row %d, %s)", len(raw.unreadable), row, reason)
-        encoded[name] = (raw.vectors, raw.mask)
-    return encoded
+    encoders = content_encoders(
+        folder, text_source=text_source, image_source=image_source, device=device, cache_folder=cache_folder, verify=verify
+    )
+    return encode_with(encoders, items, base)

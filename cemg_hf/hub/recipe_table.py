@@ -23,7 +23,9 @@ def recipe_rows(recipe: Mapping[str, Any]) -> dict[str, str]:
     encoders = {
         "image": f"image by {_name(encode['image']['encoder'])}",
         "text": f"text by {_name(encode['text']['encoder'])}",
-        "collaborative": f"LightGCN of {encode['collaborative']['dimension']} dimensions",
+        "collaborative": f"LightGCN of {encode['collaborative']['dimension']} dimensions"
+        if encode.get("sequential") is None  # recipes of runs before that setting lack it
+        else f"item vectors of a {encode['sequential']['network']} by ids",
     }
     rows = {
         "content": "; ".join(encoders[kind] for kind in content_of(recipe)),

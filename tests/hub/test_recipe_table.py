@@ -28,6 +28,11 @@ def test_content_is_what_recipe_and_data_have() -> None:
     assert content("own-data", "prepare.items=shop.parquet") == ["image", "text", "collaborative"]
 
 
+def test_where_collaborative_vectors_come_from_is_told() -> None:
+    assert "LightGCN of 64 dimensions" in recipe_rows(asdict(load_recipe("beauty", ["encode.sequential=null"])))["content"]
+    assert "item vectors of a sasrec by ids" in recipe_rows(asdict(load_recipe("beauty")))["content"]
+
+
 def test_a_pretrained_start_is_named() -> None:
     recipe = asdict(load_recipe("sample", ["finetune.generator.init_from=google-t5/t5-small"]))
     assert "from google-t5/t5-small" in recipe_rows(recipe)["generator"]

@@ -16,7 +16,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -136,9 +135,10 @@ def room_in(folder: Path) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, DiskFull) or not _means_full(error):
             raise
-        scratch = Path(tempfile.gettempdir()).resolve() in folder.resolve().parents
-        remedy = "or set TMPDIR to a folder on another disk" if scratch else "or name a folder on another disk"
-        raise DiskFull(f"{folder}: the disk is full; make room, {remedy}, and run the same command again") from error
+        raise DiskFull(
+            f"{folder}: the disk is full; make room, or name a folder on another disk (TMPDIR: that of temporary files), and run the same "
+            "command again"
+        ) from error
 
 
 def _means_full(error: BaseException | None) -> bool:

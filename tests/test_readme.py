@@ -222,6 +222,13 @@ def test_the_picture_is_an_image_with_a_description() -> None:
     assert re.search(r"!\[[^\]]{20,}\]\(docs/images/pipeline\.svg\)", TEXT)
 
 
+def test_every_picture_is_shown_and_described() -> None:
+    shown = dict(re.findall(r"!\[([^\]]+)\]\((?:docs/)?(images/[\w.-]+)\)", ALL))
+    shown |= {text: target for target, text in re.findall(r"<img src=\"(images/[\w.-]+)\"[^>]* alt=\"([^\"]+)\">", ALL)}
+    assert set(shown.values()) == {f"images/{path.name}" for path in (ROOT / "docs" / "images").iterdir()}
+    assert all(len(text) >= 20 for text in shown)
+
+
 def test_the_output_contract_is_the_envelopes() -> None:
     (printed,) = blocks("json", PAGES["docs/how-it-works.md"])
     envelope = result_envelope({}, command="", seeds=[], seconds=0.0, std={})

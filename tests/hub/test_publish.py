@@ -178,7 +178,7 @@ def test_a_full_disk_here_is_an_error_and_nothing_is_published(finished: Path, h
     ended = publisher("publish", arguments=[finished, "--repo", "org/full", "--dataset-repo", "org/full-data"], largest=20_000)
     assert ended["status"] == 2
     (error,) = ended["errors"]
-    assert "the disk is full; make room, or set TMPDIR to a folder on another disk, and run the same command again" in error
+    assert "the disk is full; make room, or name a folder on another disk (TMPDIR: that of temporary files)" in error
     assert not {("model", "org/full"), ("dataset", "org/full-data")} & hub.repositories.keys()
 
 

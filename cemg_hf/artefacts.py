@@ -7,10 +7,12 @@ of a new one. The manifest holds everything the output depends on; `is_current` 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -101,16 +103,54 @@ def write_folder(folder: str | Path, manifest: Manifest, started: float | None =
     """Yield a scratch folder that replaces `folder`, manifest included, when the block ends without an error.
 
     The manifest's wall time counts from `started`, a reading of `time.perf_counter()` (default: from here).
+
+    Raises:
+        CEMGError: the disk is full. What was written is gone then, and `folder` as it was.
     """
     final = Path(folder).resolve()  # "." has no name to put a scratch folder beside; a link stays a link
     scratch = final.with_name(f".{final.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     started = time.perf_counter() if started is None else started
-    yield scratch
-    made = {"versions": versions(), "machine": machine(), "seconds": round(time.perf_counter() - started, 2)}
-    write_json(scratch / MANIFEST_NAME, manifest.as_dict() | made)
+    try:
+        with room_in(final):
+            yield scratch
+            made = {"versions": versions(), "machine": machine(), "seconds": round(time.perf_counter() - started, 2)}
+            write_json(scratch / MANIFEST_NAME, manifest.as_dict() | made)
+    except DiskFull:
+        shutil.rmtree(scratch, ignore_errors=True)  # it is what fills the disk
+        raise
     replace_folder(scratch, final)
+
+
+class DiskFull(CEMGError):
+    """No room where something was to be written."""
+
+
+@contextmanager
+def room_in(folder: Path) -> Iterator[None]:
+    """Raise DiskFull, which names `folder`, for a disk that fills up in the block, whichever library was writing."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, DiskFull) or not _means_full(error):
+            raise
+        raise DiskFull(
+            f"{folder}: the disk is full; make room, or name a folder on another disk (TMPDIR: that of temporary files), and run the same "
+            "command again"
+        ) from error
+
+
+def _means_full(error: BaseException | None) -> bool:
+    """Whether an error, or what it came from, is that of a full disk, an exhausted quota or a file that may not grow any further."""
+    while error is not None:
+        number = error.errno if isinstance(error, OSError) else None
+        if number is None and (said := re.search(r"\(os error (\d+)\)", str(error))):  # libraries in Rust: safetensors, polars
+            number = int(said[1])
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def replace_folder(source: Path, final: Path) -> None:

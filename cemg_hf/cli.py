@@ -515,6 +515,8 @@ def demo(
 
     models = [model] if second is None else [model, second]
     if space is not None:
+        if items is not None:
+            raise CEMGError("--items: a Space shows the items of a data set on the Hub; name that with --dataset, or leave --export-space out")
         title = title or f"Next items by {' and '.join(name.rsplit('/', 1)[-1] for name in models)}"
         typer.echo(f"{export_space(space, models, title=title, dataset=dataset, features=features or ())} is ready to be pushed")
         return
@@ -550,7 +552,9 @@ def publish(
     revision: Annotated[str | None, typer.Option(help="Branch of the model's repository (default: main); made if missing.")] = None,
     no_item_texts: Annotated[bool, typer.Option("--no-item-texts", help="Publish the items' ids without their texts and images.")] = False,
     dtype: Annotated[str, typer.Option(help="Precision of the weights: bfloat16, float16 or float32.")] = "bfloat16",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List files, sizes and what would be refused; nothing is sent.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List files, sizes and what would be refused (exit status 1); nothing is sent.")
+    ] = False,
 ) -> None:
     """Push a run to the Hub: model with tokenizer, code and card, and its data set, each in one commit. Run again to resume.
 
@@ -564,8 +568,9 @@ def publish(
     given = {"repo": repo, "dataset_repo": dataset_repo, "private": private, "revision": revision, "item_texts": not no_item_texts}
     config = from_mapping(PublishConfig, given | {"dtype": dtype}, "cemg publish")
     if dry_run:
-        typer.echo(list_contents(run, config))
-        return
+        preview = list_contents(run, config)
+        typer.echo(preview.text)
+        raise typer.Exit(int(bool(preview.refused)))
     for pushed in publish_run(run, config):
         state = f"commit {pushed.commit[:10]}" if pushed.changed else f"nothing to change since commit {pushed.commit[:10]}"
         typer.echo(f"{pushed.kind} {pushed.repo}: {state}; {pushed.url}")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from cemg_hf import artefacts
 from cemg_hf.artefacts import (
     MANIFEST_NAME,
+    DiskFull,
     Manifest,
     fingerprint,
     fingerprint_path,
@@ -70,6 +72,42 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     write_stage(folder, replace(MANIFEST, seed=2), second="2")
     assert sorted(path.name for path in folder.iterdir()) == [MANIFEST_NAME, "second"]
     assert [path.name for path in folder.parent.iterdir()] == ["output"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        Exception("Error while serializing: I/O error: No space left on device (os error 28)"),  # as safetensors and polars say it
+    ],
+    ids=["no space", "quota", "a library in Rust"],
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_full_disk_is_an_error_that_names_the_folder_and_keeps_nothing(tmp_path: Path, error: Exception, wrapped: bool) -> None:
+    def fill() -> None:
+        with write_folder(tmp_path / "output", replace(MANIFEST, seed=2)) as scratch:
+            (scratch / "half").write_text("x")
+            if not wrapped:
+                raise error
+            raise RuntimeError("cannot save") from error
+
+    write_stage(tmp_path / "output", first="1")
+    with pytest.raises(DiskFull, match=r"output: the disk is full; make room, .* and run the same command again"):
+        fill()
+    assert [path.name for path in tmp_path.iterdir()] == ["output"]
+    assert is_current(tmp_path / "output", MANIFEST)
+
+
+def test_other_errors_of_files_stay_what_they_are(tmp_path: Path) -> None:
+    def fail(error: Exception) -> None:
+        with write_folder(tmp_path / "output", MANIFEST):
+            raise error
+
+    for error in (PermissionError(errno.EACCES, "denied"), FileNotFoundError("No such file or directory (os error 2)"), CEMGError("x")):
+        with pytest.raises(type(error)) as raised:
+            fail(error)
+        assert raised.value is error
 
 
 @pytest.mark.parametrize(

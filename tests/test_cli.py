@@ -327,6 +327,8 @@ def test_the_demo_shows_models_or_exports_a_space(cemg: Command, monkeypatch: py
     refused = cemg("demo", tmp_path / "first", "--export-space", tmp_path / "other")
     assert refused.status == 2
     assert "a Space loads from the Hub" in refused.error_lines[0]
+    refused = cemg("demo", "org/cemg-tiny", "--items", "items.parquet", "--export-space", tmp_path / "other")
+    assert "--items: a Space shows the items of a data set on the Hub" in refused.error_lines[0]
     assert len(shown) == 2
 
 

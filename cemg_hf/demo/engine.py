@@ -28,7 +28,7 @@ MOST_ADDED = 20
 MOST_HISTORY = 200
 DEFAULT_BEAMS = 20
 DEFAULT_BOOST = 0.0
-NEW_ITEM_DENSE, NEW_ITEM_LIKELIHOOD = 10.0, 0.3  # found good for cold items; the README says how
+NEW_ITEM_DENSE, NEW_ITEM_LIKELIHOOD = 10.0, 0.3  # as in docs/own-data.md; `cemg cold-start` finds others
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from huggingface_hub import get_token
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+from ..artefacts import room_in
 from ..errors import CEMGError
 from .contents import Contents, folder_contents, problems
 from .dataset_folder import dataset_contents, licence_problems
@@ -56,6 +60,13 @@ class Package:
         return "\n".join(lines + [f"refused: {reason}" for reason in self.refused])
 
 
+class Preview(NamedTuple):
+    """What would be pushed, to be read, and one sentence for each reason why it would not be."""
+
+    text: str
+    refused: list[str]
+
+
 def publish(run: str | Path, config: PublishConfig) -> list[Pushed]:
     """Push a finished run: the data set first (if it has a repository), then the model, whose card links it.
 
@@ -63,11 +74,11 @@ def publish(run: str | Path, config: PublishConfig) -> list[Pushed]:
     commit where nothing changed.
 
     Raises:
-        CEMGError: a run that is not complete, anything that must not be published (see `dry_run`), or a push that failed.
+        CEMGError: a run that is not complete, anything that must not be published (see `dry_run`), a push that failed, or a full disk.
     """
-    with tempfile.TemporaryDirectory(prefix="cemg-publish-") as scratch:
-        packages = _packages(Path(run), config, Path(scratch))
-        refused = [f"{package.repo}: {reason}" for package in packages for reason in package.refused]
+    with _scratch() as scratch:
+        packages = _packages(Path(run), config, scratch)
+        refused = _refused(packages)
         if refused:
             more = f" (and {len(refused) - 1} more, see --dry-run)" if len(refused) > 1 else ""
             raise CEMGError(f"nothing was published. {refused[0]}{more}")
@@ -84,14 +95,30 @@ def publish(run: str | Path, config: PublishConfig) -> list[Pushed]:
         ]
 
 
-def dry_run(run: str | Path, config: PublishConfig) -> str:
+def dry_run(run: str | Path, config: PublishConfig) -> Preview:
     """What `publish` would push, without a network: every file with its size in bytes, and all that it would refuse.
 
     Raises:
-        CEMGError: a run that is not complete.
+        CEMGError: a run that is not complete, or a full disk.
     """
-    with tempfile.TemporaryDirectory(prefix="cemg-publish-") as scratch:
-        return "\n\n".join(map(str, _packages(Path(run), config, Path(scratch))))
+    with _scratch() as scratch:
+        packages = _packages(Path(run), config, scratch)
+        return Preview("\n\n".join(map(str, packages)), _refused(packages))
+
+
+def _refused(packages: list[Package]) -> list[str]:
+    return [f"{package.repo}: {reason}" for package in packages for reason in package.refused]
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A folder for what is made to be pushed, gone afterwards."""
+    try:
+        made = tempfile.TemporaryDirectory(prefix="cemg-publish-")
+    except OSError as error:  # also what `tempfile` raises where it finds no folder that it can write to
+        raise CEMGError(f"no temporary folder can be made ({error}); make room, or set TMPDIR to a folder on another disk") from error
+    with made as folder, room_in(Path(folder)):
+        yield Path(folder)
 
 
 def _packages(run: Path, config: PublishConfig, scratch: Path) -> list[Package]:

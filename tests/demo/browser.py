@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
-PATIENCE = 30_000  # ms, on a machine that trains something else
+PATIENCE = 60_000  # ms, on a machine that trains something else
+expect.set_options(timeout=PATIENCE)
+TWO_FRAMES = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+_asked: dict[Page, set[Request]] = {}
+"""By page: what it has sent to the demo and has no answer to yet."""
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -46,10 +51,15 @@ def opened(browser: Browser, address: str, *, width: int = 1280, height: int = 9
     page.on("response", lambda response: wrong.append(f"{response.status}: {response.url}") if response.status >= 400 else None)
     host = urlsplit(address).netloc
     page.on("request", lambda request: None if is_ours(request.url, host) else wrong.append(f"request to {request.url}"))
+    asked = _asked.setdefault(page, set())
+    page.on("request", lambda request: asked.add(request) if request.method == "POST" else None)
+    page.on("requestfinished", asked.discard)
+    page.on("requestfailed", asked.discard)
     page.goto(address)
     page.wait_for_selector(".card")
     yield page
     context.close()
+    del _asked[page]
     assert wrong == []
 
 
@@ -63,9 +73,17 @@ def after(page: Page, action: Callable[[], object]) -> None:
     turn = drawn(page)
     action()
     page.wait_for_function("turn => Number(document.querySelector('.rankings')?.dataset.turn) > turn", arg=turn)
-    while turn != drawn(page):  # a number that is typed is sent as it grows
+    settle(page)
+
+
+def settle(page: Page) -> None:
+    """Wait until every answer is here and drawn, which may bring the page to ask again: a number that is typed is sent as it grows."""
+    deadline = time.monotonic() + PATIENCE / 1000
+    turn = -1
+    while _asked[page] or turn != drawn(page):
+        assert time.monotonic() < deadline, f"no answer to {[request.url for request in _asked[page]]}"
         turn = drawn(page)
-        page.wait_for_timeout(200)
+        page.evaluate(TWO_FRAMES)
 
 
 def drawn(page: Page) -> int:

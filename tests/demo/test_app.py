@@ -8,7 +8,7 @@ from pathlib import Path
 
 import gradio as gr
 import pytest
-from browser import after, chromium, items, opened, scrolls_sideways
+from browser import after, chromium, items, opened, scrolls_sideways, settle
 from demo_samples import HOSTILE, item_ids, picture
 from playwright.sync_api import Browser, Page, expect
 from starlette.testclient import TestClient
@@ -149,6 +149,7 @@ def test_an_item_of_ones_own_is_recommended_here_and_nowhere_else(page: Page, br
     after(page, page.locator("#new-add").click)
     expect(page.locator("#new-note [role=alert]")).to_contain_text("the picture cannot be read")
     page.click("#new-picture [aria-label='Remove Image'], #new-picture [aria-label='Clear']")
+    expect(page.locator("#new-picture img")).to_have_count(0)
     page.fill("#new-title textarea, #new-title input", "Violet Scarf <b>of mine</b>")
     page.set_input_files("#new-picture input[type=file]", tmp_path / "own.png")
     page.wait_for_selector("#new-picture img")
@@ -210,16 +211,16 @@ def test_everything_is_reached_by_keyboard(page: Page) -> None:
     name = page.evaluate("document.activeElement.querySelector('b').innerText")
     after(page, lambda: page.keyboard.press("Space"))
     assert history(page)[-1] == name
-    assert page.evaluate("document.activeElement.matches('.hit')"), "the focus stays where it was"
+    page.wait_for_function("document.activeElement.matches('.hit')")  # the focus stays where it was
     length = len(history(page))
     tab_to("#history .cross")
     after(page, lambda: page.keyboard.press("Enter"))
     assert len(history(page)) == length - 1
-    assert page.evaluate("document.activeElement.closest('#history') !== null")
+    page.wait_for_function("document.activeElement.closest('#history') !== null")
     tab_to(".face")
     after(page, lambda: page.keyboard.press("Enter"))
     expect(page.locator(".details")).to_be_visible()
-    assert page.evaluate("document.activeElement.getAttribute('aria-expanded')") == "true"
+    page.wait_for_function("document.activeElement.getAttribute('aria-expanded') === 'true'")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.closest('.details') !== null"), "the explanation follows its card"
     after(page, lambda: page.keyboard.press("Enter"))
@@ -277,7 +278,8 @@ def test_titles_that_attack_are_shown_and_do_nothing(page: Page) -> None:
     after(page, lambda: page.locator("#beams input[type=number]").fill("48"))
     after(page, page.locator(".card").first.click)
     page.fill("#query input", "<img src=x onerror=\"document.title='attacked'\">")
-    page.wait_for_timeout(500)
+    expect(page.locator("#results .empty")).to_contain_text("<img src=x")
+    settle(page)
     assert page.title() == "The tiny shop"
 
 

@@ -15,17 +15,20 @@ def versions() -> dict[str, str]:
     return {"transformers": transformers.__version__.rpartition(".")[0], "huggingface_hub": huggingface_hub.__version__.split(".")[0]}
 
 
-def publish(arguments: list[str], token: str | None = None) -> dict[str, Any]:
-    """`cemg publish …` as the installed command runs it; `token`: of somebody else."""
+def publish(arguments: list[str], token: str | None = None, largest: int | None = None) -> dict[str, Any]:
+    """`cemg publish …` as the installed command runs it; `token`: of somebody else; `largest`: as for `snapshot`."""
     import contextlib
     import io
     import os
+    import resource
     import sys
 
     from cemg_hf.cli import main
 
     if token is not None:
         os.environ["HF_TOKEN"] = token
+    if largest is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     output, errors = io.StringIO(), io.StringIO()
     sys.argv = ["cemg", "publish", *arguments]
     try:

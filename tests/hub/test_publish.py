@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
+from command_samples import Command
 from hub_samples import MODEL_FILES, histories, licensed, recommended
 from huggingface_hub import ModelCard
 from local_hub import TOKEN, ClientProblem, Clients, Fault, LocalHub
@@ -18,6 +20,7 @@ from cemg_hf.evaluation.modules import metric_path
 from cemg_hf.hub.export import export_model
 from cemg_hf.hub.publish import PublishConfig, dry_run, publish
 
+Capture = pytest.CaptureFixture[str]
 DATA_FILES = {"README.md", "eval.yaml", "interactions.parquet", "items.parquet", "statistics.json"}
 DATA_FILES |= {f"splits/{split}.parquet" for split in ("train", "validation", "test")}
 
@@ -41,12 +44,13 @@ def published(publisher: Clients, puller: Clients, finished: Path) -> dict[str, 
 
 
 def test_a_dry_run_lists_files_and_sizes_and_needs_no_network(finished: Path) -> None:
-    said = dry_run(finished, PublishConfig("org/shop", dataset_repo="org/shop-data"))
+    said, refused = dry_run(finished, PublishConfig("org/shop", dataset_repo="org/shop-data"))
     listed = {line.split()[1]: int(line.split()[0].replace(",", "")) for line in said.splitlines() if line.startswith(" ")}
     assert listed.keys() >= MODEL_FILES | DATA_FILES
     assert listed["interactions.parquet"] == (finished / "dataset" / "interactions.parquet").stat().st_size
     assert "manifest.json" not in listed
     assert "refused" not in said
+    assert refused == []
     assert f"dataset org/shop-data: {len(DATA_FILES)} files" in said
 
 
@@ -54,10 +58,28 @@ def test_a_dry_run_says_all_that_is_refused_and_publishing_stops_before_the_netw
     licensed(run / "dataset", "other")
     (run / "dataset" / "notes.md").write_text("a token:\nhf_" + "aB3" * 12 + "\n")
     config = PublishConfig("org/shop", dataset_repo="org/shop-data")
-    refused = [line for line in dry_run(run, config).splitlines() if line.startswith("refused")]
+    said, reasons = dry_run(run, config)
+    refused = [line for line in said.splitlines() if line.startswith("refused")]
     assert [line.split(":")[1].strip() for line in refused] == ["items.parquet", "notes.md, line 2"]
+    assert [f"refused: {reason.removeprefix('org/shop-data: ')}" for reason in reasons] == refused
     with pytest.raises(CEMGError, match=r"nothing was published\. org/shop-data: items\.parquet: .*\(and 1 more, see --dry-run\)"):
         publish(run, config)
+
+
+def test_the_status_of_a_dry_run_says_whether_anything_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    cemg = Command(monkeypatch, capsys)
+    arguments = ("publish", run, "--repo", "org/shop", "--dataset-repo", "org/shop-data", "--dry-run")
+    assert cemg(*arguments).status == 0
+    licensed(run / "dataset", "other")
+    refused = cemg(*arguments)
+    assert refused.status == 1
+    assert "\nrefused: items.parquet: the licence" in refused.output
+
+
+def test_no_temporary_folder_is_an_error(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(CEMGError, match="no temporary folder can be made .* set TMPDIR"):
+        dry_run(finished, PublishConfig("org/shop"))
 
 
 def test_a_secret_in_the_recipe_is_refused_and_not_shown(run: Path) -> None:
@@ -150,6 +172,14 @@ def test_a_repeated_call_commits_nothing(published: dict[str, str], finished: Pa
     assert ended["output"].count("nothing to change since commit") == 2
     assert (hub.head(published["model"]), hub.head(published["dataset"], "dataset")) == heads
     assert hub.received("/upload/") == sent
+
+
+def test_a_full_disk_here_is_an_error_and_nothing_is_published(finished: Path, hub: LocalHub, publisher: Clients) -> None:
+    ended = publisher("publish", arguments=[finished, "--repo", "org/full", "--dataset-repo", "org/full-data"], largest=20_000)
+    assert ended["status"] == 2
+    (error,) = ended["errors"]
+    assert "the disk is full; make room, or name a folder on another disk (TMPDIR: that of temporary files)" in error
+    assert not {("model", "org/full"), ("dataset", "org/full-data")} & hub.repositories.keys()
 
 
 def test_the_data_set_loads_with_pictures(published: dict[str, str], finished: Path, puller: Clients, tmp_path: Path) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..artefacts import result_envelope, write_json, write_text
-from .comparison import DEFAULT_METRIC, DEFAULT_SLICE, ComparedSystem, Comparison, compare
+from .comparison import DEFAULT_METRIC, DEFAULT_SLICE, ComparedPair, ComparedSystem, Comparison, compare
 from .drawing import COLOURS, metric_label, new_figure, save_figure, slice_title, whiskers
 from .protocol import EXCLUDING
 from .runs import read_runs
@@ -29,6 +30,8 @@ BEYOND = (
 )
 BLOCKS = tuple((part + suffix, ACCURACY) for part in ("test", "test_cold") for suffix in ("", EXCLUDING))
 GREY = "#777777"
+MOST_PAIRS = 15
+"""Differences that one figure shows: those of six systems."""
 
 
 def format_comparison(comparison: Comparison) -> str:
@@ -89,19 +92,22 @@ def _p(value: float) -> str:
 
 
 def plot_comparison(comparison: Comparison, path: str | Path, title: str = "") -> None:
-    """Bars of the metric that was tested, with 95 % intervals, and beside them every paired difference with its own.
+    """Bars of the metric that was tested, with 95 % intervals, and beside them the paired differences with their own.
+
+    Of many systems only the differences from the best one are drawn; the table has them all.
 
     Args:
         comparison: what `compare` found.
         path: figure to write; its suffix (.png, .svg, .pdf) is the format.
         title: what was compared, on what.
     """
-    rows = max(len(comparison.systems), len(comparison.pairs))
-    figure = new_figure(12 if comparison.pairs else 7, 1.6 + 0.34 * max(rows, 5))
-    panels = figure.subplots(1, 2 if comparison.pairs else 1, squeeze=False)[0]
+    pairs = _drawn_pairs(comparison)
+    rows = max(len(comparison.systems), len(pairs))
+    figure = new_figure(12 if pairs else 7, 1.6 + 0.34 * max(rows, 5))
+    panels = figure.subplots(1, 2 if pairs else 1, squeeze=False)[0]
     _draw_systems(panels[0], comparison)
-    if comparison.pairs:
-        _draw_pairs(panels[1], comparison)
+    if pairs:
+        _draw_pairs(panels[1], pairs)
     if title:
         figure.suptitle(title, fontsize=12)
     save_figure(figure, path)
@@ -128,14 +134,24 @@ def _draw_systems(panel: Axes, comparison: Comparison) -> None:
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_pairs(panel: Axes, comparison: Comparison) -> None:
-    for place, pair in enumerate(comparison.pairs):
+def _drawn_pairs(comparison: Comparison) -> list[ComparedPair]:
+    """All pairs, or of more than a page holds those of the best system, each as other − best."""
+    if len(comparison.pairs) <= MOST_PAIRS:
+        return list(comparison.pairs)
+    values = {system.name: system.metrics[comparison.slice].get(comparison.metric) or 0.0 for system in comparison.systems}
+    best = max({name for pair in comparison.pairs for name in (pair.a, pair.b)}, key=values.__getitem__)
+    turned = [replace(pair, a=pair.b, b=pair.a, difference=-pair.difference, low=-pair.high, high=-pair.low) for pair in comparison.pairs]
+    return [pair for pair in (*comparison.pairs, *turned) if pair.b == best]
+
+
+def _draw_pairs(panel: Axes, pairs: Sequence[ComparedPair]) -> None:
+    for place, pair in enumerate(pairs):
         colour = GREY if pair.p_holm >= 0.05 else COLOURS[2] if pair.difference > 0 else COLOURS[5]
         panel.plot([pair.low, pair.high], [place, place], color=colour, linewidth=1.6)
         panel.plot(pair.difference, place, "o", color=colour, markersize=5)
     panel.axvline(0, color="black", linewidth=0.8)
-    panel.set_yticks(range(len(comparison.pairs)), [f"{pair.a} − {pair.b}" for pair in comparison.pairs], fontsize=8)
-    panel.set_ylim(len(comparison.pairs) - 0.5, -0.5)
+    panel.set_yticks(range(len(pairs)), [f"{pair.a} − {pair.b}" for pair in pairs], fontsize=8)
+    panel.set_ylim(len(pairs) - 0.5, -0.5)
     panel.set_title("Paired differences, 95 % intervals\n(coloured: p < 0.05 after Holm's correction)", fontsize=10)
     panel.spines[["top", "right"]].set_visible(False)
 

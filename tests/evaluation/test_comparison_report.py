@@ -13,7 +13,7 @@ from PIL import Image
 from cemg_hf.artefacts import result_envelope
 from cemg_hf.errors import CEMGError
 from cemg_hf.evaluation import compare, format_comparison, plot_comparison, read_runs
-from cemg_hf.evaluation.comparison_report import write_comparison
+from cemg_hf.evaluation.comparison_report import MOST_PAIRS, _drawn_pairs, write_comparison
 
 
 def test_tables_have_a_row_per_system_and_intervals(tmp_path: Path) -> None:
@@ -43,6 +43,21 @@ def test_figures(tmp_path: Path, paired: bool) -> None:
     pixels = np.asarray(Image.open(tmp_path / "compare.png").convert("L"))
     assert pixels.shape[1] > (1500 if paired else 900)
     assert 0.005 < (pixels < 200).mean() < 0.6
+
+
+def test_of_many_systems_the_differences_from_the_best_are_drawn(tmp_path: Path) -> None:
+    comparison = compare(read_runs([save_run(tmp_path / name, name, seed) for seed, name in enumerate("abcdefg")]), resamples=50)
+    assert len(comparison.pairs) > MOST_PAIRS
+    drawn = _drawn_pairs(comparison)
+    values = {system.name: system.metrics[comparison.slice][comparison.metric] for system in comparison.systems}
+    (best,) = {pair.b for pair in drawn}
+    assert values[best] == max(values[name] for name in "abcdefg")
+    assert {pair.a for pair in drawn} == {name for pair in comparison.pairs for name in (pair.a, pair.b)} - {best}
+    for pair in drawn:
+        assert pair.difference == pytest.approx(values[pair.a] - values[pair.b])
+        assert pair.low <= pair.difference <= pair.high
+    few = compare(read_runs([tmp_path / "a", tmp_path / "b"]), resamples=50)
+    assert _drawn_pairs(few) == list(few.pairs)
 
 
 def test_what_is_written(tmp_path: Path) -> None:

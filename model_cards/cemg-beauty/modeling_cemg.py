@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -118,6 +119,7 @@ class CEMGForConditionalGeneration(GenerateMixin, T5ForConditionalGeneration):
 
         Raises:
             ValueError: the tokenizer's catalogue is not the one the model was trained on.
+            OSError: the Hub gave a model and not its tokenizer.
         """
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -130,11 +132,13 @@ class CEMGForConditionalGeneration(GenerateMixin, T5ForConditionalGeneration):
             pretrained_model_name_or_path,
             CEMGTokenizer.vocab_files_names["item_ids_file"],
             _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
             **where,
         )
         if catalogue is not None:
             model.set_tokenizer(CEMGTokenizer.from_pretrained(pretrained_model_name_or_path, **where))
+        elif model.config.catalogue_fingerprint is not None and not Path(pretrained_model_name_or_path).is_dir():
+            # A connection that breaks between two files would otherwise leave a model that cannot recommend.
+            raise OSError(f"{pretrained_model_name_or_path}: the Hub gave the model and not its tokenizer; load it again")
         return loaded
 
     @classmethod

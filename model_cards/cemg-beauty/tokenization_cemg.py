@@ -81,6 +81,7 @@ class CEMGTokenizer(PreTrainedTokenizer):
         new_items (`Tensor` (N,) bool, *optional*): which items came after training; none by default.
         item_vectors (`Tensor` (N, V), *optional*): content vectors (`CEMGRQVAE.content_vectors`), by which new items are ranked.
         trained_fingerprint (`str`, *optional*): fingerprint of the catalogue as it was before items came or went (default: as it is).
+        has_rqvae (`bool`, *optional*): whether the saved tokenizer had an RQ-VAE; one whose files did not arrive is an error then.
         format_version (`int`): format of the files these arguments come from.
 
     Attributes:
@@ -115,6 +116,7 @@ class CEMGTokenizer(PreTrainedTokenizer):
         new_items: Tensor | None = None,
         item_vectors: Tensor | None = None,
         trained_fingerprint: str | None = None,
+        has_rqvae: bool = False,
         format_version: int = FORMAT,
         **kwargs: Any,
     ) -> None:
@@ -139,6 +141,9 @@ class CEMGTokenizer(PreTrainedTokenizer):
             rqvae = CEMGRQVAE(CEMGRQVAEConfig.from_dict(described["rqvae"]))
             rqvae.load_state_dict(tensors)
             rqvae.eval()
+        if rqvae is None and (has_rqvae or rqvae_file is not None or rqvae_config_file is not None):
+            files = ", ".join(VOCAB_FILES_NAMES[key] for key in ("rqvae_config_file", "rqvae_file"))
+            raise ValueError(f"the tokenizer was saved with an RQ-VAE, and its files ({files}) did not all arrive; load it again")
         if item_codes is None or tuple(item_codes.shape) != (len(item_ids), num_levels):
             found = None if item_codes is None else tuple(item_codes.shape)
             raise ValueError(f"item_codes must be {len(item_ids)} × {num_levels} (items × levels), got {found}")
@@ -180,6 +185,7 @@ class CEMGTokenizer(PreTrainedTokenizer):
             base_vocab_size=base_vocab_size,
             max_history=max_history,
             trained_fingerprint=self.trained_fingerprint,
+            has_rqvae=rqvae is not None,
             format_version=FORMAT,
             **{**specials, "model_max_length": 1 + num_levels * max_history, **kwargs},
         )

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dense_samples import hybrid
@@ -96,6 +97,7 @@ def handler(tmp_path_factory: pytest.TempPathFactory) -> object:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
+        ([], 'an object {"inputs": …, "parameters": …} is expected, got list'),
         ({}, "inputs: a list of item ids, or a list of such lists, is expected, got NoneType"),
         ({"inputs": "item1"}, "inputs: a list of item ids, or a list of such lists, is expected, got str"),
         ({"inputs": [[]] * 257}, "inputs: 257 histories; a request may hold 256"),
@@ -106,11 +108,11 @@ def handler(tmp_path_factory: pytest.TempPathFactory) -> object:
         ({"inputs": [], "parameters": {"exclude_history": 1}}, "exclude_history: bool is expected, got 1"),
         ({"inputs": [], "parameters": {"top_k": 201}}, "top_k: 201 is too many; a request may ask for 200"),
         ({"inputs": [], "parameters": {"num_beams": 10**9}}, "num_beams: 1000000000 is too many"),
-        ({"inputs": [], "parameters": {"top_k": -1}}, "k must be at least 1"),
+        ({"inputs": [], "parameters": {"top_k": -1}}, "top_k must be a whole number from 1 on, got -1"),
         ({"inputs": [3]}, "item ids are strings, got 3"),
     ],
 )
-def test_requests_that_cannot_be_answered_are_told_why(handler: source.EndpointHandler, body: dict, message: str) -> None:
+def test_requests_that_cannot_be_answered_are_told_why(handler: source.EndpointHandler, body: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         handler(body)
 

@@ -172,7 +172,8 @@ def test_unknown_items_are_named_or_skipped():
         (["item1"], {"allowed_items": [["item2"]]}, r"allowed_items: item ids are strings, got \['item2'\] .* as {\"history\""),
         (["item1"], {"k": 5}, "k is no setting of next-item-recommendation; settings are top_k"),
         (["item1"], {"titles": ["Soap"]}, "titles: a mapping from item id to title is expected, got list"),
-        (["item1"], {"top_k": 0}, "k must be at least 1"),
+        (["item1"], {"top_k": 0}, "top_k must be a whole number from 1 on, got 0"),
+        (["item1"], {"top_k": "5"}, "top_k must be a whole number from 1 on, got '5'"),
         (["item1"], {"on_unknown": "guess"}, "on_unknown must be 'error' or 'skip'"),
     ],
 )  # fmt: skip

@@ -516,7 +516,9 @@ def demo(
     models = [model] if second is None else [model, second]
     if space is not None:
         if items is not None:
-            raise CEMGError("--items: a Space shows the items of a data set on the Hub; name that with --dataset, or leave --export-space out")
+            raise CEMGError(
+                "--items: a Space shows the items of a data set on the Hub; name that with --dataset, or leave --export-space out"
+            )
         title = title or f"Next items by {' and '.join(name.rsplit('/', 1)[-1] for name in models)}"
         typer.echo(f"{export_space(space, models, title=title, dataset=dataset, features=features or ())} is ready to be pushed")
         return

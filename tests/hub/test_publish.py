@@ -78,7 +78,7 @@ def test_the_status_of_a_dry_run_says_whether_anything_is_refused(run: Path, mon
 
 def test_no_temporary_folder_is_an_error(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
-    with pytest.raises(CEMGError, match="no temporary folder can be made .* set TMPDIR"):
+    with pytest.raises(CEMGError, match=r"no temporary folder can be made .* set TMPDIR"):
         dry_run(finished, PublishConfig("org/shop"))
 
 

@@ -53,8 +53,8 @@ def opened(browser: Browser, address: str, *, width: int = 1280, height: int = 9
     page.on("request", lambda request: None if is_ours(request.url, host) else wrong.append(f"request to {request.url}"))
     asked = _asked.setdefault(page, set())
     page.on("request", lambda request: asked.add(request) if request.method == "POST" else None)
-    page.on("requestfinished", asked.discard)
-    page.on("requestfailed", asked.discard)
+    page.on("requestfinished", lambda request: asked.discard(request))
+    page.on("requestfailed", lambda request: asked.discard(request))
     page.goto(address)
     page.wait_for_selector(".card")
     yield page

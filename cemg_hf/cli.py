@@ -541,7 +541,7 @@ def export(
     from .hub.export import export_model
 
     folder = export_model(run, output, name=name, dtype=dtype, comparison=comparison, dataset_repo=dataset_repo)
-    size = sum(path.stat().st_size for path in folder.iterdir())
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     typer.echo(f"{folder}: {size / 1e6:.1f} MB; AutoModel.from_pretrained({str(folder)!r}) loads it")
 
 
@@ -554,6 +554,7 @@ def publish(
     revision: Annotated[str | None, typer.Option(help="Branch of the model's repository (default: main); made if missing.")] = None,
     no_item_texts: Annotated[bool, typer.Option("--no-item-texts", help="Publish the items' ids without their texts and images.")] = False,
     dtype: Annotated[str, typer.Option(help="Precision of the weights: bfloat16, float16 or float32.")] = "bfloat16",
+    comparison: Annotated[str | None, typer.Option(help="compare.json of `cemg compare`: other systems, shown in the card.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List files, sizes and what would be refused (exit status 1); nothing is sent.")
     ] = False,
@@ -568,7 +569,7 @@ def publish(
     from .settings import from_mapping
 
     given = {"repo": repo, "dataset_repo": dataset_repo, "private": private, "revision": revision, "item_texts": not no_item_texts}
-    config = from_mapping(PublishConfig, given | {"dtype": dtype}, "cemg publish")
+    config = from_mapping(PublishConfig, given | {"dtype": dtype, "comparison": comparison}, "cemg publish")
     if dry_run:
         preview = list_contents(run, config)
         typer.echo(preview.text)

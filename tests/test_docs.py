@@ -35,7 +35,8 @@ def test_files_and_names_of_the_index_exist(shown: str, path: str, names: str) -
     if path.endswith(".py"):
         module = import_module(path.removesuffix(".py").replace("/", "."))
         for name in re.findall(r"`([\w.]+)`", names):
-            assert reduce(getattr, name.split("."), module) is not None
+            found = reduce(getattr, name.split("."), module)
+            assert inspect.unwrap(found).__module__ == module.__name__, f"{name} is {found.__module__}'s"
 
 
 def public_functions() -> dict[str, Any]:

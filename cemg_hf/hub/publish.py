@@ -30,6 +30,7 @@ class PublishConfig:
     revision: str | None = field(default=None, metadata={"help": "Branch of the model's repository (default: main); made if missing."})
     item_texts: bool = field(default=True, metadata={"help": "Whether the data set carries the items' texts and images."})
     dtype: str = field(default="bfloat16", metadata={"help": "Precision of the weights: bfloat16, float16 or float32."})
+    comparison: str | None = field(default=None, metadata={"help": "compare.json of `cemg compare`: other systems, shown in the card."})
 
     def __post_init__(self) -> None:
         for option, name in (("--repo", self.repo), ("--dataset-repo", self.dataset_repo)):
@@ -130,7 +131,9 @@ def _packages(run: Path, config: PublishConfig, scratch: Path) -> list[Package]:
         changed.mkdir()
         contents = dataset_contents(run / "dataset", changed, repo=config.dataset_repo, item_texts=config.item_texts)
         packages.append(Package(config.dataset_repo, "dataset", contents, licence_problems(contents) + problems(contents, secrets)))
-    folder = export_model(run, scratch / "model", name=config.repo, dtype=config.dtype, dataset_repo=config.dataset_repo)
+    folder = export_model(
+        run, scratch / "model", name=config.repo, dtype=config.dtype, comparison=config.comparison, dataset_repo=config.dataset_repo
+    )
     contents = folder_contents(folder)
     packages.append(Package(config.repo, "model", contents, problems(contents, secrets)))
     return packages

@@ -168,3 +168,26 @@ def pipe(repo: str, histories: list[list[str]], cache_dir: str, revision: str | 
     where = {"revision": revision} if revision is not None else {}
     recommend = pipeline("next-item-recommendation", model=repo, trust_remote_code=True, model_kwargs={"cache_dir": cache_dir}, **where)
     return recommend(histories, top_k=10, exclude_history=True)
+
+
+def toolkit(folder: str, bodies: list[Any]) -> dict[str, Any]:
+    """What the handler of a model folder answers; the module's name and the search path are those of the Inference Endpoint toolkit."""
+    import importlib.util
+    import sys
+
+    sys.modules["cemg_hf"] = None  # type: ignore[assignment]
+    spec = importlib.util.spec_from_file_location("handler.EndpointHandler", f"{folder}/handler.py")
+    assert spec is not None
+    assert spec.loader is not None
+    sys.path.insert(0, folder)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["handler.EndpointHandler"] = module
+    spec.loader.exec_module(module)
+    handler = module.EndpointHandler(folder)
+    answers = []
+    for body in bodies:
+        try:
+            answers.append(handler(body))
+        except Exception as error:
+            answers.append({"error": str(error), "kind": type(error).__name__})
+    return {"answers": answers, "model": type(handler.pipeline.model).__module__.split(".")[0]}

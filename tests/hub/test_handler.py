@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
-import os
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -14,6 +11,7 @@ from typing import Any
 import pytest
 from dense_samples import hybrid
 from generator_samples import HISTORIES
+from local_hub import Clients, LocalHub
 from packaging.requirements import Requirement
 from transformers import pipeline
 
@@ -22,28 +20,10 @@ from cemg_hf.hub import handler as source
 from cemg_hf.hub.export import HANDLER, REQUIREMENTS
 from cemg_hf.models.cemg.pipeline_cemg import SEARCH_SETTINGS
 
-# argv = model folder; bodies of requests come in, answers go out. The module's name and the search path are the toolkit's.
-TOOLKIT = """
-import importlib.util, json, sys
-sys.modules["cemg_hf"] = None
-folder = sys.argv[1]
-spec = importlib.util.spec_from_file_location("handler.EndpointHandler", folder + "/handler.py")
-sys.path.insert(0, folder)
-module = importlib.util.module_from_spec(spec)
-sys.modules["handler.EndpointHandler"] = module
-spec.loader.exec_module(module)
-handler = module.EndpointHandler(folder)
-answers = []
-for body in json.loads(sys.stdin.read()):
-    try:
-        answers.append(handler(body))
-    except Exception as error:
-        answers.append({"error": str(error), "kind": type(error).__name__})
-print(json.dumps({"answers": answers, "model": type(handler.pipeline.model).__module__.split(".")[0]}))
-"""
 
-
-def test_it_answers_where_the_package_cannot_be_imported(tmp_path: Path) -> None:
+def test_it_answers_where_the_package_cannot_be_imported_and_asks_the_hub_for_nothing(
+    tmp_path: Path, hub: LocalHub, puller: Clients
+) -> None:
     model = hybrid(dense_weight=0.4)
     folder = tmp_path / "model"
     model.save_pretrained(folder)
@@ -55,17 +35,9 @@ def test_it_answers_where_the_package_cannot_be_imported(tmp_path: Path) -> None
         {"inputs": ["item1", "gone"]},
         {"inputs": ["item1", "gone"], "parameters": {"on_unknown": "skip", "top_k": 1}},
     ]
-    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
-        [sys.executable, "-c", TOOLKIT, folder],
-        input=json.dumps(bodies),
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    found = json.loads(run.stdout.splitlines()[-1])
+    hub.asked.clear()
+    found = puller("toolkit", folder=folder, bodies=bodies)
+    assert hub.asked == []
     assert found["model"] == "transformers_modules"
     expected = [
         [model.recommend(HISTORIES[0], k=5, exclude_history=True)],

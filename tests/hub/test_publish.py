@@ -103,6 +103,11 @@ def test_names_that_cannot_be_are_refused(settings: dict[str, str], message: str
         PublishConfig(**settings)
 
 
+def test_the_card_takes_a_comparison(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(CEMGError, match=r"none\.json: no such file; give the `compare\.json`"):
+        dry_run(finished, PublishConfig("org/shop", comparison=str(tmp_path / "none.json")))
+
+
 def test_an_offline_client_says_so(finished: Path) -> None:
     with pytest.raises(CEMGError, match="org/shop: HF_HUB_OFFLINE is set"):
         publish(finished, PublishConfig("org/shop"))

@@ -50,6 +50,8 @@ class EndpointHandler:
         Raises:
             ValueError: a request that cannot be answered. The endpoint answers 400 and `{"error": message}` then.
         """
+        if not isinstance(data, dict):
+            raise ValueError(f'an object {{"inputs": …, "parameters": …}} is expected, got {type(data).__name__}')
         inputs, parameters = data.get("inputs"), data.get("parameters") or {}
         if not isinstance(inputs, list | dict):
             raise ValueError(f"inputs: a list of item ids, or a list of such lists, is expected, got {type(inputs).__name__}")

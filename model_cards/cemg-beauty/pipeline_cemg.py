@@ -119,6 +119,9 @@ class NextItemRecommendationPipeline(Base):
         unknown = settings.keys() - {*SEARCH_SETTINGS, "titles"}
         if unknown:
             raise ValueError(f"{min(unknown)} is no setting of {TASK}; settings are {', '.join(SEARCH_SETTINGS)} and titles")
+        top_k = settings.get("top_k", 1)
+        if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
+            raise ValueError(f"top_k must be a whole number from 1 on, got {top_k!r}")
         for name in ("allowed_items", "denied_items"):
             if settings.get(name) is not None:
                 settings[name] = _item_list(name, settings[name])

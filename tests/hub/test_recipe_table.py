@@ -14,6 +14,9 @@ def test_every_shipped_recipe_is_told(name: str) -> None:
     recipe = asdict(load_recipe(name))
     rows = recipe_rows(recipe)
     assert str(recipe["tokenize"]["codebook_size"]) in rows["codes"]
+    network = recipe["encode"]["sequential"]
+    assert ("LightGCN" if network is None else "item vectors of SASRec") in rows["content"]
+    assert ("taught by the dense tower" in rows["training"]) == bool(recipe["finetune"]["objective"]["teacher_weight"])
     assert ("dense tower" in rows) == (recipe["finetune"]["dense"] is not None)
     assert "$" not in str(rows)
 

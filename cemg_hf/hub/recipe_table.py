@@ -8,6 +8,8 @@ from typing import Any
 
 from .provenance import provenance
 
+_NETWORKS = {"sasrec": "SASRec", "gru4rec": "GRU4Rec"}
+
 
 def content_of(recipe: Mapping[str, Any]) -> list[str]:
     """The modalities of a recipe, those left out that its data is known to lack."""
@@ -20,12 +22,11 @@ def recipe_rows(recipe: Mapping[str, Any]) -> dict[str, str]:
     """Name and value of each line, from the complete recipe as a mapping."""
     encode, codes, train = recipe["encode"], recipe["tokenize"], recipe["finetune"]
     network, loop = train["generator"], train["loop"]
+    taught = train["objective"].get("teacher_weight")
     encoders = {
         "image": f"image by {_name(encode['image']['encoder'])}",
         "text": f"text by {_name(encode['text']['encoder'])}",
-        "collaborative": f"LightGCN of {encode['collaborative']['dimension']} dimensions"
-        if encode.get("sequential") is None  # recipes of runs before that setting lack it
-        else f"item vectors of a {encode['sequential']['network']} by ids",
+        "collaborative": _collaborative(encode),
     }
     rows = {
         "content": "; ".join(encoders[kind] for kind in content_of(recipe)),
@@ -34,7 +35,8 @@ def recipe_rows(recipe: Mapping[str, Any]) -> dict[str, str]:
         f"{network['num_heads']} heads, dropout {network['dropout_rate']}, "
         + (f"from {_name(network['init_from'])}" if network.get("init_from") else "from scratch"),
         "training": f"at most {loop['epochs']} epochs, batch {loop['batch_size']}, AdamW, learning rate {loop['learning_rate']:g}, "
-        f"weight decay {loop['weight_decay']:g}, precision {loop['mixed_precision']}, seed {recipe['seed']}",
+        f"weight decay {loop['weight_decay']:g}, precision {loop['mixed_precision']}, seed {recipe['seed']}"
+        + (f", taught by the dense tower with weight {taught:g}" if taught else ""),
     }
     if train.get("dense") is not None:
         tower = train["dense"]
@@ -42,6 +44,15 @@ def recipe_rows(recipe: Mapping[str, Any]) -> dict[str, str]:
         sizes = ", ".join(f"{kept[key]} {value}" for key, value in tower["settings"].items() if key in kept)
         rows["dense tower"] = f"SASRec {'with content vectors' if tower['content'] else 'of item ids alone'}, {sizes}"
     return rows
+
+
+def _collaborative(encode: Mapping[str, Any]) -> str:
+    """Where e^c comes from: LightGCN, or a network over items in its place (`encode.sequential`)."""
+    network = encode.get("sequential")
+    if network is None:
+        return f"LightGCN of {encode['collaborative']['dimension']} dimensions"
+    size = network["settings"].get("hidden_size")  # None: the network's own default
+    return f"item vectors of {_NETWORKS.get(network['network'], network['network'])}" + (f" of {size} dimensions" if size else "")
 
 
 def _name(source: str) -> str:

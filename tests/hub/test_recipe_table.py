@@ -14,6 +14,9 @@ def test_every_shipped_recipe_is_told(name: str) -> None:
     recipe = asdict(load_recipe(name))
     rows = recipe_rows(recipe)
     assert str(recipe["tokenize"]["codebook_size"]) in rows["codes"]
+    network = recipe["encode"]["sequential"]
+    assert ("LightGCN" if network is None else "item vectors of SASRec") in rows["content"]
+    assert ("taught by the dense tower" in rows["training"]) == bool(recipe["finetune"]["objective"]["teacher_weight"])
     assert ("dense tower" in rows) == (recipe["finetune"]["dense"] is not None)
     assert "$" not in str(rows)
 
@@ -26,11 +29,6 @@ def test_content_is_what_recipe_and_data_have() -> None:
     assert content("movielens-100k") == content("sample") == ["image", "text", "collaborative"]
     assert content("own-data") == ["collaborative"]  # without an items table
     assert content("own-data", "prepare.items=shop.parquet") == ["image", "text", "collaborative"]
-
-
-def test_where_collaborative_vectors_come_from_is_told() -> None:
-    assert "LightGCN of 64 dimensions" in recipe_rows(asdict(load_recipe("beauty", ["encode.sequential=null"])))["content"]
-    assert "item vectors of a sasrec by ids" in recipe_rows(asdict(load_recipe("beauty")))["content"]
 
 
 def test_a_pretrained_start_is_named() -> None:

@@ -180,7 +180,7 @@ def tokenize(
     from .training.tokenize import tokenize as tokenize_stage
 
     settings = _recipe(recipe, assignments, seed)
-    tokenize_stage(settings.tokenize, features, output, settings.seed, dataset)
+    tokenize_stage(settings.tokenize, features, output, settings.seed, dataset, settings.streams)
 
 
 @app.command()
@@ -267,7 +267,7 @@ def finetune(
     from .training.finetune import finetune as finetune_stage
 
     settings = _recipe(recipe, assignments, seed)
-    finetune_stage(settings.finetune, dataset, tokenizer, output, settings.seed)
+    finetune_stage(settings.finetune, dataset, tokenizer, output, settings.seed, settings.streams)
 
 
 @app.command()

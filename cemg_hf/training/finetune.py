@@ -161,17 +161,18 @@ def finetune(
 
     data = PreparedDataset.load(dataset)
     item_tokenizer = load_tokenizer(tokenizer, data)
-    identifiers = load_identifiers(tokenizer, item_tokenizer)
+    set_seed(seed)
+    model = build_generator(config.generator, item_tokenizer, streams)
+    if isinstance(model.tokenizer, MSCGRecTokenizer) and config.generator.codes_from_codebooks:
+        embed_streams(model, load_codebooks(tokenizer, model.tokenizer.streams))
+    assert model.tokenizer is not None
+    identifiers = load_identifiers(tokenizer, model.tokenizer)
     if len(identifiers) > 1 and (config.objective.constrained or config.objective.teacher_weight):
         name = "constrained" if config.objective.constrained else "teacher_weight"
         raise CEMGError(
             f"finetune.objective.{name}: the catalogue holds one code per item, {tokenizer} {len(identifiers)} to train on; "
             "leave it out, or run `cemg tokenize` with tokenize.identifiers=1"
         )
-    set_seed(seed)
-    model = build_generator(config.generator, item_tokenizer, streams)
-    if isinstance(model.tokenizer, MSCGRecTokenizer) and config.generator.codes_from_codebooks:
-        embed_streams(model, load_codebooks(tokenizer, model.tokenizer.streams))
     use_byte_dropout(model)
     config.objective.apply(model, has_repeats(data.train_sequences()))
     tower = output.with_name(f".{output.name}.dense")
@@ -185,7 +186,6 @@ def finetune(
     )
 
     windows = TrainingWindows(data.train_sequences(), model.config.max_history, model.config.item_causal, config.window_stride)
-    assert model.tokenizer is not None
     item_tokens = model.tokenizer.item_tokens + (identifiers - model.tokenizer.item_codes)
     augmentation = None
     hidden = 0.0 if streams is None else streams.dropout

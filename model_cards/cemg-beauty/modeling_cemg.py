@@ -96,7 +96,7 @@ class CEMGForConditionalGeneration(GenerateMixin, T5ForConditionalGeneration):
     """
 
     config_class = CEMGConfig
-    item_tokenizer_class = CEMGTokenizer
+    item_tokenizer_class: type[CEMGTokenizer] = CEMGTokenizer
     carries_code = True
     """Whether a saved folder names this code, which then goes with it and loads it without the package."""
 

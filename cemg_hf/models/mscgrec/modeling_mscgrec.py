@@ -38,6 +38,9 @@ class DistanceBias(nn.Embedding):
 class MSCGRecEncoder(CEMGEncoder):
     """CEMG's encoder, with two relative positions in the place of T5's when the configuration says so."""
 
+    item_distance: DistanceBias
+    slot_distance: DistanceBias
+
     def _self_attention_mask(self, attention_mask: Tensor) -> Tensor:
         if not self.config.dual_positions:
             return super()._self_attention_mask(attention_mask)

@@ -20,11 +20,16 @@ from .models.cemg import (
     constrained_beam_search,
 )
 from .models.cemg.pipeline_cemg import TASK
+from .models.mscgrec import MSCGRecConfig, MSCGRecForConditionalGeneration, MSCGRecTokenizer
 
 AutoConfig.register("cemg", CEMGConfig)
 AutoTokenizer.register(CEMGConfig, slow_tokenizer_class=CEMGTokenizer)
 AutoModel.register(CEMGConfig, CEMGForConditionalGeneration)
 AutoModelForSeq2SeqLM.register(CEMGConfig, CEMGForConditionalGeneration)
+AutoConfig.register("mscgrec", MSCGRecConfig)
+AutoTokenizer.register(MSCGRecConfig, slow_tokenizer_class=MSCGRecTokenizer)
+AutoModel.register(MSCGRecConfig, MSCGRecForConditionalGeneration)
+AutoModelForSeq2SeqLM.register(MSCGRecConfig, MSCGRecForConditionalGeneration)
 PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=NextItemRecommendationPipeline, pt_model=AutoModelForSeq2SeqLM)
 
 __version__ = "0.1.0"

@@ -180,7 +180,7 @@ def tokenize(
     from .training.tokenize import tokenize as tokenize_stage
 
     settings = _recipe(recipe, assignments, seed)
-    tokenize_stage(settings.tokenize, features, output, settings.seed, dataset)
+    tokenize_stage(settings.tokenize, features, output, settings.seed, dataset, settings.streams)
 
 
 @app.command()
@@ -267,7 +267,7 @@ def finetune(
     from .training.finetune import finetune as finetune_stage
 
     settings = _recipe(recipe, assignments, seed)
-    finetune_stage(settings.finetune, dataset, tokenizer, output, settings.seed)
+    finetune_stage(settings.finetune, dataset, tokenizer, output, settings.seed, settings.streams)
 
 
 @app.command()
@@ -276,6 +276,7 @@ def evaluate(
     dataset: Dataset,
     model: Annotated[Path, typer.Option(help="Folder written by `cemg finetune`.")],
     output: Output,
+    without_streams: Annotated[str, typer.Option(help="Code streams that histories do not show, by commas (MSCGRec).")] = "",
     seed: Seed = None,
     assignments: Assignments = None,
 ) -> None:
@@ -284,7 +285,8 @@ def evaluate(
     from .training.evaluate import evaluate as evaluate_stage
 
     settings = _recipe(recipe, assignments, seed)
-    evaluate_stage(settings.evaluate, dataset, model, output, command=_command(), seed=settings.seed)
+    hidden = [name.strip() for name in without_streams.split(",") if name.strip()]
+    evaluate_stage(settings.evaluate, dataset, model, output, command=_command(), seed=settings.seed, without_streams=hidden)
     _show(json.loads((output / METRICS_NAME).read_text()), output)
 
 

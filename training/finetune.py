@@ -60,7 +60,9 @@ def main() -> None:
     with state.main_process_first():
         if state.is_main_process:
             run(recipe, folder, until="tokenize")
-    finetune(recipe.finetune, folder / STAGES["prepare"], folder / STAGES["tokenize"], folder / STAGES["finetune"], recipe.seed)
+    finetune(
+        recipe.finetune, folder / STAGES["prepare"], folder / STAGES["tokenize"], folder / STAGES["finetune"], recipe.seed, recipe.streams
+    )
 
 
 if __name__ == "__main__":

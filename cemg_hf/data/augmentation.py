@@ -1,4 +1,5 @@
-"""What differs between epochs in the same training windows: history items left out, and which identifiers the items go by.
+"""What differs between epochs in the same training windows: history items or code streams of them left out, and which
+identifiers the items go by.
 
 Every draw is a function of (seed, epoch, window, slot) alone. No random state is kept: neither a resumed run nor another number of
 processes, micro-batches or loading processes draws anything else.
@@ -16,7 +17,7 @@ from torch import Tensor
 STEP = np.uint64(0x9E3779B97F4A7C15)  # of SplitMix64, and the two multipliers of its finaliser
 FIRST_FACTOR = np.uint64(0xBF58476D1CE4E5B9)
 SECOND_FACTOR = np.uint64(0x94D049BB133111EB)
-ITEMS, IDENTIFIERS = 0, 1  # what is drawn, so that one draw says nothing about another
+ITEMS, IDENTIFIERS, STREAMS = 0, 1, 2  # what is drawn, so that one draw says nothing about another
 
 
 def uniform(*keys: int | npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -44,19 +45,22 @@ class Augmentation:
         seed: of all draws.
         item_dropout: share of the history items that is left out.
         num_identifiers: E, identifier sets to draw from.
+        stream_dropout: share of the code streams of history items that is not shown (MSCGRec).
 
     Raises:
         ValueError: a share outside [0, 1), or no identifier set.
     """
 
-    def __init__(self, seed: int, item_dropout: float = 0.0, num_identifiers: int = 1) -> None:
-        if not 0 <= item_dropout < 1:
-            raise ValueError(f"item_dropout: must lie in [0, 1), got {item_dropout}")
+    def __init__(self, seed: int, item_dropout: float = 0.0, num_identifiers: int = 1, stream_dropout: float = 0.0) -> None:
+        for name, share in (("item_dropout", item_dropout), ("stream_dropout", stream_dropout)):
+            if not 0 <= share < 1:
+                raise ValueError(f"{name}: must lie in [0, 1), got {share}")
         if num_identifiers < 1:
             raise ValueError(f"num_identifiers: must be at least 1, got {num_identifiers}")
         self.seed = seed
         self.item_dropout = item_dropout
         self.num_identifiers = num_identifiers
+        self.stream_dropout = stream_dropout
         # In shared memory: the processes that load batches live longer than an epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -68,6 +72,13 @@ class Augmentation:
         """(B, slots) bool: which items of the windows are no history in this epoch."""
         number = np.asarray(windows)[:, None]
         return torch.from_numpy(uniform(self.seed, ITEMS, int(self._epoch), number, np.arange(slots)[None]) < self.item_dropout)
+
+    def hidden_streams(self, windows: Sequence[int], slots: int, streams: int) -> Tensor:
+        """(B, slots, streams) bool: which code streams of the windows' items are not shown in this epoch; never all of an item's."""
+        number = np.asarray(windows)[:, None, None]
+        place = np.arange(slots)[None, :, None], np.arange(streams)[None, None]
+        hidden = uniform(self.seed, STREAMS, int(self._epoch), number, *place) < self.stream_dropout
+        return torch.from_numpy(hidden & ~hidden.all(axis=2, keepdims=True))
 
     def identifiers(self, windows: Sequence[int]) -> Tensor:
         """(B,) int64 in 0 … E−1: the identifier set by which the items of each window go in this epoch."""

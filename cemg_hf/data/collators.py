@@ -79,7 +79,7 @@ class WindowCollator:
 
     With an augmentation a window differs from epoch to epoch. Items that are left out of the history stay targets, the others keep
     their order, and `seen_items` tells an item-causal model how many of them each target sees. All items of a window, targets too,
-    go by identifiers of one set (MTGRec, arXiv 2504.04400).
+    go by identifiers of one set (MTGRec, arXiv 2504.04400). Code streams of history items give way to the tokens that say so (MSCGRec).
 
     Args:
         windows: the windows.
@@ -88,9 +88,11 @@ class WindowCollator:
         item_causal: all items of a window are targets, each seeing the items before it; otherwise only the last one is.
         augmentation: what differs between epochs; None: nothing, and every item goes by the first set.
         with_items: also give `items` (B, T), the item indices behind the labels, −1 = padding at the end (for many targets a window).
+        history_tokens: (N, T) token ids of every item in a history, where they are others than those of a target.
+        missing_tokens: (S,) token ids that stand in the place of the codes of a stream, of S streams one after the other in an item.
 
     Raises:
-        ValueError: an augmentation that draws from another number of identifier sets than there are.
+        ValueError: an augmentation that draws from another number of identifier sets than there are, or hides streams where there are none.
     """
 
     def __init__(
@@ -101,6 +103,8 @@ class WindowCollator:
         item_causal: bool,
         augmentation: Augmentation | None = None,
         with_items: bool = False,
+        history_tokens: Tensor | None = None,
+        missing_tokens: Tensor | None = None,
     ) -> None:
         self.windows = windows
         self.with_items = with_items
@@ -109,6 +113,9 @@ class WindowCollator:
         self.history_start_id = history_start_id
         self.item_causal = item_causal
         self.augmentation = augmentation
+        self.history_tokens, self.missing_tokens = history_tokens, missing_tokens
+        if augmentation is not None and augmentation.stream_dropout and (history_tokens is None or missing_tokens is None):
+            raise ValueError("stream_dropout hides code streams; give history_tokens and missing_tokens")
         if augmentation is not None and augmentation.num_identifiers != len(self.item_tokens):
             raise ValueError(
                 f"the augmentation draws from {augmentation.num_identifiers} identifier sets, item_tokens hold {len(self.item_tokens)}"
@@ -122,12 +129,12 @@ class WindowCollator:
         # The last item of a window is a target only: it is no history of any other target of the window.
         is_history = slots[:-1] < size - 1
         tokens = self._tokens(items, batch)
-        history, seen = tokens[:, :-1], None
+        history, seen = self._history(items[:, :-1], tokens[:, :-1], batch), None
         if self.augmentation is not None and self.augmentation.item_dropout:
             is_history, history, seen = _without(self.augmentation.left_out(batch, len(slots) - 1), is_history, history)
+        attention = is_history.long().repeat_interleave(history.shape[-1], dim=1)
         history = history.masked_fill(~is_history.unsqueeze(-1), 0).flatten(1)
         start = torch.full((len(items), 1), self.history_start_id)
-        attention = is_history.long().repeat_interleave(tokens.shape[-1], dim=1)
         if self.item_causal:
             is_target = (slots >= torch.from_numpy(skipped).unsqueeze(1)) & (items >= 0)
             labels = tokens.masked_fill(~is_target.unsqueeze(-1), -100).flatten(1)
@@ -143,6 +150,18 @@ class WindowCollator:
         if self.with_items:
             tensors["items"] = items
         return tensors
+
+    def _history(self, items: Tensor, tokens: Tensor, batch: Sequence[int]) -> Tensor:
+        """(B, H, T) tokens of history items (B, H), whose tokens as targets are (B, H, M)."""
+        if self.history_tokens is None:
+            return tokens
+        history = self.history_tokens[items.clamp(min=0)]
+        if self.augmentation is None or not self.augmentation.stream_dropout:
+            return history
+        assert self.missing_tokens is not None
+        hidden = self.augmentation.hidden_streams(batch, items.shape[1], len(self.missing_tokens))
+        codes = history.unflatten(-1, (len(self.missing_tokens), -1))
+        return torch.where(hidden.unsqueeze(-1), self.missing_tokens.unsqueeze(-1), codes).flatten(-2)
 
     def _tokens(self, items: Tensor, batch: Sequence[int]) -> Tensor:
         """(B, T, M) tokens of items (B, T), in the identifiers drawn for their windows."""

@@ -63,10 +63,11 @@ def explain(model: CEMGForConditionalGeneration, history: Sequence[str], item_id
     if not output.cross_attentions or output.cross_attentions[0] is None:
         raise ValueError('the model gives no attention weights; call model.set_attn_implementation("eager") first')
     weights = torch.stack(output.cross_attentions).float().mean(dim=(0, 2, 3))  # layers, heads and steps
-    attention = torch.cat([weights[:, :1], weights[:, 1:].unflatten(1, (len(read), levels)).sum(2)], dim=1)
+    attention = torch.cat([weights[:, :1], weights[:, 1:].unflatten(1, (len(read), config.tokens_per_item)).sum(2)], dim=1)
 
     codes = tokenizer.item_codes[rows].to(model.device)
-    logits = output.logits[..., config.first_code_id :].float().unflatten(-1, (levels, config.codebook_size))
+    end = config.first_code_id + levels * config.codebook_size
+    logits = output.logits[..., config.first_code_id : end].float().unflatten(-1, (levels, config.codebook_size))
     logits = logits.diagonal(dim1=1, dim2=2).movedim(-1, 1)
     if config.constrained_softmax:
         trie = model.trie

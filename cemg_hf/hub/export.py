@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 STAGE = "export"
 HANDLER = Path(__file__).with_name("handler.py")
 REQUIREMENTS = "transformers>=5.17\n"  # what an Inference Endpoint has to update; torch it has, in a build for its own machine
+NEEDS_PACKAGE = (
+    "This is the system `{system}` of the package, with a network of its own: the folder holds no code, and loads where cemg_hf is "
+    "installed and imported (`import cemg_hf`)."
+)
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -69,6 +73,7 @@ def export_model(
         examples=tuple(item_ids[:2]),
         items=len(item_ids),
         training=_training(run, model, dtype),
+        notice="" if model.carries_code else NEEDS_PACKAGE.format(system=recipe["system"]),
         dataset_repo=dataset_repo,
     )
     card = model_card(about, result, beside)
@@ -78,8 +83,9 @@ def export_model(
         write_text(scratch / "README.md", card)
         published = values_without_local_paths(recipe)
         write_text(scratch / "recipe.yaml", yaml.safe_dump(published, sort_keys=False, allow_unicode=True))
-        shutil.copyfile(HANDLER, scratch / HANDLER.name)
-        write_text(scratch / "requirements.txt", REQUIREMENTS)
+        if model.carries_code:
+            shutil.copyfile(HANDLER, scratch / HANDLER.name)
+            write_text(scratch / "requirements.txt", REQUIREMENTS)
         if dataset_repo is not None:
             write_text(scratch / ".eval_results" / f"{recipe['prepare']['name']}.yaml", eval_results(about, result))
     return output

@@ -19,6 +19,7 @@ from ..training.finetune import FinetuneConfig
 from ..training.item_knn import ItemKNNConfig
 from ..training.mmgrec import MMGRecConfig
 from ..training.sequential import SequentialConfig
+from ..training.streams import StreamsConfig
 from ..training.systems import FAMILIES
 from ..training.tokenizer_config import TokenizerTrainingConfig
 
@@ -39,6 +40,9 @@ class Recipe:
     seed: int = field(default=42, metadata={"help": "Seed of every random choice."})
     encode: EncodeConfig = field(default_factory=EncodeConfig, metadata={"help": "Encoders of the modalities."})
     tokenize: TokenizerTrainingConfig = field(default_factory=TokenizerTrainingConfig, metadata={"help": "Fusion and RQ-VAE."})
+    streams: StreamsConfig | None = field(
+        default=None, metadata={"help": "One code per modality in the place of one fused code per item (MSCGRec)."}
+    )
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig, metadata={"help": "The generator and its training."})
     sequential: SequentialConfig = field(default_factory=SequentialConfig, metadata={"help": "SASRec and GRU4Rec."})
     item_knn: ItemKNNConfig = field(default_factory=ItemKNNConfig, metadata={"help": "ItemKNN."})

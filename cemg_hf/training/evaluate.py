@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ from ..evaluation.protocol import evaluate_rankings, ranking_intervals
 from ..evaluation.report import plot_metrics
 from ..evaluation.runs import FLOOR, METRICS_NAME
 from ..models.cemg import CEMGForConditionalGeneration
+from .loading import generator_class
 from .ranking import rank_histories
 
 logger = logging.getLogger(__name__)
@@ -70,12 +71,14 @@ class GeneratorRanker:
     num_beams: int = field(default=50, metadata={"help": "Beams of the search."})
     batch_size: int = field(default=128, metadata={"help": "Users per forward pass."})
     dense_weight: float | None = field(default=None, metadata={"help": "Weight of the dense score; None: the model's own."})
+    without_streams: tuple[str, ...] = field(default=(), metadata={"help": "Code streams that histories do not show (MSCGRec)."})
 
     def __call__(
         self, cases: EvaluationCases, k: int, *, exclude_history: bool, progress: str | None = None
     ) -> tuple[IntArray, FloatArray]:
         """See `Ranker`."""
-        options: dict[str, Any] = {"num_beams": self.num_beams, "batch_size": self.batch_size, "dense_weight": self.dense_weight}
+        names = ("num_beams", "batch_size", "dense_weight", "without_streams")
+        options: dict[str, Any] = {name: getattr(self, name) for name in names}
         return rank_histories(self.model, cases.histories, k, exclude_history=exclude_history, progress=progress, **options)
 
 
@@ -103,6 +106,7 @@ def evaluate(
     command: str = "",
     seed: int = 42,
     dense_weight: float | None = None,
+    without_streams: Sequence[str] = (),
 ) -> Path:
     """Measure a generator; skipped when `output` is current. See `evaluate_ranker` for what is written.
 
@@ -115,13 +119,17 @@ def evaluate(
         command: the command that reproduces the figures, recorded with them.
         seed: recorded with them.
         dense_weight: weight of the dense tower's scores, 0 for the codes alone; None: the model's own.
+        without_streams: code streams that histories do not show (MSCGRec).
 
     Raises:
-        CEMGError: model and data set hold different catalogues, or there is nobody to evaluate.
+        CEMGError: streams that the model does not have, model and data set hold different catalogues, or there is nobody to evaluate.
     """
     manifest = Manifest(
         stage="evaluate",
-        settings=asdict(config) | {"name": name} | ({} if dense_weight is None else {"dense_weight": dense_weight}),
+        settings=asdict(config)
+        | {"name": name}
+        | ({} if dense_weight is None else {"dense_weight": dense_weight})
+        | ({} if not without_streams else {"without_streams": list(without_streams)}),
         inputs={"dataset": fingerprint_path(dataset), "model": fingerprint_path(model)},
         seed=seed,
     )
@@ -130,7 +138,7 @@ def evaluate(
         return Path(output)
     started = time.perf_counter()
     data = PreparedDataset.load(dataset)
-    rank = GeneratorRanker(load_generator(model, data), config.num_beams, config.batch_size, dense_weight)
+    rank = GeneratorRanker(load_generator(model, data), config.num_beams, config.batch_size, dense_weight, tuple(without_streams))
     return evaluate_ranker(rank, data, config, Path(output), name=name, manifest=manifest, command=command, seed=seed, started=started)
 
 
@@ -209,7 +217,7 @@ def load_generator(folder: str | Path, data: PreparedDataset) -> CEMGForConditio
     if not (Path(folder) / "config.json").is_file():
         raise CEMGError(f"{folder}: not a model folder; train one with `cemg finetune`")
     try:
-        model = CEMGForConditionalGeneration.from_pretrained(folder)
+        model = generator_class(folder).from_pretrained(folder)
     except ValueError as error:
         raise CEMGError(f"{folder}: {error}") from error
     if model.tokenizer is None:

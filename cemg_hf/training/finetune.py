@@ -27,7 +27,8 @@ from ..data.splits import EvaluationCases
 from ..errors import CEMGError
 from ..evaluation.metrics import ranking_metrics
 from ..evaluation.report import plot_training_curve
-from ..models.cemg import CEMGConfig, CEMGForConditionalGeneration, CEMGTokenizer
+from ..models.cemg import CEMGForConditionalGeneration, CEMGTokenizer
+from ..models.mscgrec import MSCGRecForConditionalGeneration, MSCGRecTokenizer
 from ..models.sasrec import SASRecForNextItem
 from .dropout import use_byte_dropout
 from .identifiers import load_identifiers
@@ -36,6 +37,7 @@ from .loop import LoopConfig, train
 from .objective import ObjectiveConfig
 from .ranking import hybrid_candidates, rank_histories
 from .sequential import SequentialConfig, train_sequential
+from .streams import StreamsConfig, load_codebooks
 from .validation import WIDTH, Validation
 
 logger = logging.getLogger(__name__)
@@ -116,7 +118,14 @@ class FinetuneConfig:
             )
 
 
-def finetune(config: FinetuneConfig, dataset: str | Path, tokenizer: str | Path, output: str | Path, seed: int = 42) -> Path:
+def finetune(
+    config: FinetuneConfig,
+    dataset: str | Path,
+    tokenizer: str | Path,
+    output: str | Path,
+    seed: int = 42,
+    streams: StreamsConfig | None = None,
+) -> Path:
     """Train a generator and write it, with its tokenizer, as the folder that goes to the Hub.
 
     Under `accelerate launch` every process calls this; the main process writes. A killed run continues from its last checkpoint
@@ -131,6 +140,7 @@ def finetune(config: FinetuneConfig, dataset: str | Path, tokenizer: str | Path,
         tokenizer: folder written by `tokenize`.
         output: the model folder to write.
         seed: seed of initialisation, sample order and dropout.
+        streams: how a tokenizer with code streams (MSCGRec) is used; None: the tokenizer has one code per item.
 
     Raises:
         CEMGError: inputs or settings that do not belong together, LoRA without a pretrained T5, or the time budget ended before the
@@ -139,7 +149,7 @@ def finetune(config: FinetuneConfig, dataset: str | Path, tokenizer: str | Path,
     output = Path(output)
     manifest = Manifest(
         stage="finetune",
-        settings=asdict(config),
+        settings=asdict(config) if streams is None else asdict(config) | {"streams": asdict(streams)},
         inputs={"dataset": fingerprint_path(dataset), "tokenizer": fingerprint_path(tokenizer)},
         seed=seed,
     )
@@ -151,15 +161,18 @@ def finetune(config: FinetuneConfig, dataset: str | Path, tokenizer: str | Path,
 
     data = PreparedDataset.load(dataset)
     item_tokenizer = load_tokenizer(tokenizer, data)
-    identifiers = load_identifiers(tokenizer, item_tokenizer)
+    set_seed(seed)
+    model = build_generator(config.generator, item_tokenizer, streams)
+    if isinstance(model.tokenizer, MSCGRecTokenizer) and config.generator.codes_from_codebooks:
+        embed_streams(model, load_codebooks(tokenizer, model.tokenizer.streams))
+    assert model.tokenizer is not None
+    identifiers = load_identifiers(tokenizer, model.tokenizer)
     if len(identifiers) > 1 and (config.objective.constrained or config.objective.teacher_weight):
         name = "constrained" if config.objective.constrained else "teacher_weight"
         raise CEMGError(
             f"finetune.objective.{name}: the catalogue holds one code per item, {tokenizer} {len(identifiers)} to train on; "
             "leave it out, or run `cemg tokenize` with tokenize.identifiers=1"
         )
-    set_seed(seed)
-    model = build_generator(config.generator, item_tokenizer)
     use_byte_dropout(model)
     config.objective.apply(model, has_repeats(data.train_sequences()))
     tower = output.with_name(f".{output.name}.dense")
@@ -173,13 +186,16 @@ def finetune(config: FinetuneConfig, dataset: str | Path, tokenizer: str | Path,
     )
 
     windows = TrainingWindows(data.train_sequences(), model.config.max_history, model.config.item_causal, config.window_stride)
-    assert model.tokenizer is not None
     item_tokens = model.tokenizer.item_tokens + (identifiers - model.tokenizer.item_codes)
     augmentation = None
-    if config.item_dropout or len(identifiers) > 1:
-        augmentation = Augmentation(seed, config.item_dropout, len(identifiers))
+    hidden = 0.0 if streams is None else streams.dropout
+    if config.item_dropout or hidden or len(identifiers) > 1:
+        augmentation = Augmentation(seed, config.item_dropout, len(identifiers), hidden)
     teaches = config.objective.teacher_weight > 0
-    collate = WindowCollator(windows, item_tokens, model.config.bos_token_id, model.config.item_causal, augmentation, teaches)
+    of_streams: dict[str, torch.Tensor] = {}
+    if isinstance(model.tokenizer, MSCGRecTokenizer):
+        of_streams = {"history_tokens": model.tokenizer.history_tokens, "missing_tokens": model.tokenizer.missing_tokens}
+    collate = WindowCollator(windows, item_tokens, model.config.bos_token_id, model.config.item_causal, augmentation, teaches, **of_streams)
     validation = Validation(partial(_rank_by_codes, model, config), data, config.validation_users, seed)
     work = output.with_name(f".{output.name}.training")
     report = train(
@@ -191,7 +207,7 @@ def finetune(config: FinetuneConfig, dataset: str | Path, tokenizer: str | Path,
         evaluate=validation,
         folder=work,
         seed=seed,
-        identity=fingerprint(json.dumps(manifest.as_dict()["inputs"] | _settings_beside_the_loop(config), sort_keys=True)),
+        identity=fingerprint(json.dumps(manifest.as_dict()["inputs"] | _settings_beside_the_loop(manifest), sort_keys=True)),
         on_epoch=None if augmentation is None else augmentation.set_epoch,
     )
     if report.stopped_by == "time_budget":
@@ -219,9 +235,9 @@ def finetune(config: FinetuneConfig, dataset: str | Path, tokenizer: str | Path,
     return output
 
 
-def _settings_beside_the_loop(config: FinetuneConfig) -> dict[str, Any]:
+def _settings_beside_the_loop(manifest: Manifest) -> dict[str, Any]:
     """What else decides a run, which continues under the same only; the loop compares its own settings."""
-    return {name: value for name, value in asdict(config).items() if name != "loop"}
+    return {name: value for name, value in manifest.settings.items() if name != "loop"}
 
 
 def has_repeats(sequences: Ragged) -> bool:
@@ -245,12 +261,15 @@ def load_tokenizer(folder: str | Path, data: PreparedDataset) -> CEMGTokenizer:
     return tokenizer
 
 
-def build_generator(config: GeneratorConfig, tokenizer: CEMGTokenizer) -> CEMGForConditionalGeneration:
-    """A fresh generator for a catalogue, from scratch or from a pretrained T5.
+def build_generator(
+    config: GeneratorConfig, tokenizer: CEMGTokenizer, streams: StreamsConfig | None = None
+) -> CEMGForConditionalGeneration:
+    """A fresh generator for a catalogue, from scratch or from a pretrained T5; MSCGRec's where the tokenizer has code streams.
 
     Raises:
-        CEMGError: `init_from` cannot be loaded, or is no T5.
+        CEMGError: `init_from` cannot be loaded, or is no T5, or `streams` for another kind of tokenizer.
     """
+    relaid, kind, positions = _layout(tokenizer, streams, config.max_history)
     if config.init_from is not None:
         source = os.path.expandvars(config.init_from)
         try:
@@ -260,25 +279,50 @@ def build_generator(config: GeneratorConfig, tokenizer: CEMGTokenizer) -> CEMGFo
         if found.model_type != "t5":
             raise CEMGError(f"finetune.generator.init_from: {source} is a {found.model_type} model; give the folder or Hub id of a T5")
         backbone = T5ForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
-        relaid = tokenizer.with_layout(base_vocab_size=backbone.config.vocab_size, max_history=config.max_history)
-        return CEMGForConditionalGeneration.from_t5(backbone, relaid, item_causal=config.item_causal, dropout_rate=config.dropout_rate)
-    relaid = tokenizer.with_layout(base_vocab_size=2, max_history=config.max_history)
+        relaid = relaid.with_layout(base_vocab_size=backbone.config.vocab_size, max_history=config.max_history)
+        try:
+            return kind.from_t5(backbone, relaid, item_causal=config.item_causal, dropout_rate=config.dropout_rate, **positions)
+        except ValueError as error:
+            raise CEMGError(f"finetune.generator.init_from: {error}") from error
     network = {key: value for key, value in asdict(config).items() if key not in ("init_from", "max_history", "codes_from_codebooks")}
-    model = CEMGForConditionalGeneration(CEMGConfig(**network, **relaid.geometry()))
+    model = kind(kind.config_class(**network, **relaid.geometry(), **positions))
     if config.codes_from_codebooks and relaid.rqvae is not None:
         embed_codebooks(model, relaid.rqvae.codebooks)
     model.set_tokenizer(relaid)
     return model
 
 
+def _layout(
+    tokenizer: CEMGTokenizer, streams: StreamsConfig | None, max_history: int
+) -> tuple[CEMGTokenizer, type[CEMGForConditionalGeneration], dict[str, Any]]:
+    """The tokenizer as a generator from scratch takes it, the generator's class, and the settings that it alone has."""
+    if (streams is not None) != isinstance(tokenizer, MSCGRecTokenizer):
+        found = "one code per item, the recipe asks for code streams" if streams is not None else "code streams, the recipe has none"
+        raise CEMGError(f"streams: the tokenizer holds {found}; run `cemg tokenize` with the same recipe")
+    if streams is None or not isinstance(tokenizer, MSCGRecTokenizer):
+        return tokenizer.with_layout(base_vocab_size=2, max_history=max_history), CEMGForConditionalGeneration, {}
+    try:
+        relaid = tokenizer.with_layout(base_vocab_size=2, max_history=max_history, decoded=streams.decoded)
+    except ValueError as error:
+        raise CEMGError(f"streams.{error}") from error
+    return relaid, MSCGRecForConditionalGeneration, {"dual_positions": streams.dual_positions}
+
+
+def embed_streams(model: CEMGForConditionalGeneration, codebooks: list[torch.Tensor] | None) -> None:
+    """`embed_codebooks` for every stream, in the order of the vocabulary."""
+    for stream, vectors in enumerate(codebooks or []):
+        embed_codebooks(model, vectors, first_level=stream * model.config.num_levels)
+
+
 @torch.no_grad()
-def embed_codebooks(model: CEMGForConditionalGeneration, codebooks: torch.Tensor) -> None:
+def embed_codebooks(model: CEMGForConditionalGeneration, codebooks: torch.Tensor, first_level: int = 0) -> None:
     """Start the embeddings of the code tokens as the code vectors (M, K, D) behind them, level by level at the scale they had.
 
     A level's vectors are centred and rotated to their principal axes, of which the first d_model are kept (all, where D is less),
     and spread over the whole width by one random rotation. The same rows are the output layer, so near codes start with near scores.
     """
-    rows = model.get_input_embeddings().weight[model.config.first_code_id :].unflatten(0, codebooks.shape[:2])
+    first, count = model.config.first_code_id + first_level * model.config.codebook_size, len(codebooks) * codebooks.shape[1]
+    rows = model.get_input_embeddings().weight[first : first + count].unflatten(0, codebooks.shape[:2])
     for level, vectors in enumerate(codebooks.float() - codebooks.float().mean(dim=1, keepdim=True)):
         axes = torch.linalg.svd(vectors, full_matrices=False)
         coordinates = (axes.U * axes.S)[:, : rows.shape[-1]]

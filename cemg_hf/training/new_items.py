@@ -16,7 +16,8 @@ from ..data import schema
 from ..data.readers import is_local, local_path, read_table
 from ..errors import CEMGError
 from ..features.items import encode_items
-from ..models.cemg import AddedItems, CEMGForConditionalGeneration, CEMGTokenizer
+from ..models.cemg import AddedItems, CEMGTokenizer
+from .loading import generator_class
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def add_items_to_model(
     if not (Path(model) / "config.json").is_file():
         raise CEMGError(f"{model}: not a model folder; train one with `cemg finetune`")
     try:
-        generator = CEMGForConditionalGeneration.from_pretrained(model)
+        generator = generator_class(model).from_pretrained(model)
     except ValueError as error:
         raise CEMGError(f"{model}: {error}") from error
     if generator.tokenizer is None:

@@ -66,8 +66,10 @@ def run(
     actions: dict[str, Callable[[], Any]] = {
         "prepare": lambda: prepare(recipe.prepare, folder["prepare"], recipe.seed),
         "encode": lambda: encode(recipe.encode, folder["prepare"], folder["encode"], recipe.seed),
-        "tokenize": lambda: tokenize(recipe.tokenize, folder["encode"], folder["tokenize"], recipe.seed, folder["prepare"]),
-        "finetune": lambda: finetune(recipe.finetune, folder["prepare"], folder["tokenize"], folder["finetune"], recipe.seed),
+        "tokenize": lambda: tokenize(recipe.tokenize, folder["encode"], folder["tokenize"], recipe.seed, folder["prepare"], recipe.streams),
+        "finetune": lambda: finetune(
+            recipe.finetune, folder["prepare"], folder["tokenize"], folder["finetune"], recipe.seed, recipe.streams
+        ),
         "evaluate": lambda: evaluate_generator(recipe, folder, command),
     }
     if recipe.family != "cemg":

@@ -13,7 +13,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data import Ragged
+from ..errors import CEMGError
 from ..models.cemg import Candidates, CEMGForConditionalGeneration, SeparateRankings
+from ..models.mscgrec import MSCGRecTokenizer
 
 
 def rank_histories(
@@ -25,6 +27,7 @@ def rank_histories(
     exclude_history: bool = False,
     batch_size: int = 128,
     dense_weight: float | None = None,
+    without_streams: Sequence[str] = (),
     progress: str | tqdm[Any] | None = None,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """The k most probable next items of every history.
@@ -36,6 +39,7 @@ def rank_histories(
         num_beams: beams of the search, at least k (default k).
         exclude_history: leave out all items of the row, also those before the model's `max_history`.
         dense_weight: see `recommend`.
+        without_streams: code streams that histories do not show (MSCGRec).
         progress: label of a progress bar, or a bar to advance by these users; none when omitted.
 
     Returns:
@@ -43,13 +47,14 @@ def rank_histories(
 
     Raises:
         ValueError: no tokenizer attached, or fewer beams than k.
+        CEMGError: streams that the model does not have.
     """
     num_beams = k if num_beams is None else num_beams
     if not 1 <= k <= num_beams:
         raise ValueError(f"num_beams={num_beams} cannot fill lists of k={k}; k must be at least 1 and num_beams at least k")
     ranked = np.full((len(histories), k), -1, dtype=np.int64)
     scores = np.full((len(histories), k), -np.inf, dtype=np.float32)
-    for rows, batch in _batches(model, histories, exclude_history, batch_size, progress):
+    for rows, batch in _batches(model, histories, exclude_history, batch_size, progress, without_streams):
         best, values = model.rank(*batch[:2], num_beams, batch[2], dense_weight=dense_weight)
         width = min(k, best.shape[1])
         ranked[rows, :width] = best[:, :width].cpu().numpy()
@@ -103,13 +108,26 @@ def _empty_rankings(rows: int, width: int) -> SeparateRankings:
 
 
 def _batches(
-    model: CEMGForConditionalGeneration, histories: Ragged, exclude_history: bool, batch_size: int, progress: str | tqdm[Any] | None
+    model: CEMGForConditionalGeneration,
+    histories: Ragged,
+    exclude_history: bool,
+    batch_size: int,
+    progress: str | tqdm[Any] | None,
+    without_streams: Sequence[str] = (),
 ) -> Iterator[tuple[npt.NDArray[np.int64], tuple[Tensor, Tensor, Tensor | None]]]:
     """Rows of similar length, longest first, with their token ids, attention mask and items to exclude."""
     config = model.config
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise ValueError("the model has no catalogue; call model.set_tokenizer(tokenizer)")
+    item_tokens = tokenizer.history_tokens
+    if without_streams:
+        if not isinstance(tokenizer, MSCGRecTokenizer):
+            raise CEMGError(f"without_streams: {', '.join(without_streams)} cannot be left out, the model reads one code per item")
+        try:
+            item_tokens = tokenizer.history_tokens_without(without_streams)
+        except ValueError as error:
+            raise CEMGError(f"without_streams: {error}") from error
     recent = histories.last(config.max_history)
     order = np.argsort(-recent.lengths, kind="stable")
     with _bar(progress, len(order)) as bar:
@@ -117,9 +135,9 @@ def _batches(
             rows = order[first : first + batch_size]
             items = torch.from_numpy(pad(recent.take(rows)))
             present = items >= 0
-            tokens = tokenizer.item_tokens[items.clamp(min=0)].flatten(1)
+            tokens = item_tokens[items.clamp(min=0)].flatten(1)
             start = torch.full((len(rows), 1), config.bos_token_id)
-            attention = torch.cat([torch.ones_like(start), present.long().repeat_interleave(config.num_levels, dim=1)], dim=1)
+            attention = torch.cat([torch.ones_like(start), present.long().repeat_interleave(config.tokens_per_item, dim=1)], dim=1)
             excluded = torch.from_numpy(pad(histories.take(rows))) if exclude_history else None
             yield rows, (torch.cat([start, tokens], dim=1), attention, excluded)
             bar.update(len(rows))

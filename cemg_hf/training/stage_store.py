@@ -33,6 +33,8 @@ class StageStore:
         settings, keys = [], {}
         for stage in SHARED_STAGES:
             settings.append(asdict(getattr(recipe, stage)))
+            if stage == "tokenize" and recipe.streams is not None:
+                settings.append({"streams": recipe.streams.modalities})
             keys[stage] = f"{stage}-{fingerprint(json.dumps([recipe.seed, *settings], sort_keys=True, default=str))[:16]}"
         return cls(root, keys, trusted)
 

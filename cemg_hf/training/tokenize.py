@@ -21,18 +21,23 @@ from .identifiers import identifier_report, neighbouring_codes, save_identifiers
 from .loading import open_tokenizer
 from .quantise import FeatureBatches, content_vectors, quantise
 from .retraining import align_to_tokenizer, kept_codes
+from .streams import REPORT_NAME, StreamsConfig, tokenize_streams
 from .tokenizer_config import TokenizerTrainingConfig
 from .tokenizer_training import train_with_neighbours
 
 logger = logging.getLogger(__name__)
 
-REPORT_NAME = "tokenizer_report.json"
 QUIET_BELOW = 200_000  # items; smaller catalogues pass in seconds
 PROJECTION_PARTS = ("mean", "components", "scale")
 
 
 def tokenize(
-    config: TokenizerTrainingConfig, features: str | Path, output: str | Path, seed: int = 42, dataset: str | Path | None = None
+    config: TokenizerTrainingConfig,
+    features: str | Path,
+    output: str | Path,
+    seed: int = 42,
+    dataset: str | Path | None = None,
+    streams: StreamsConfig | None = None,
 ) -> Path:
     """Train the RQ-VAE on a feature folder and write the item tokenizer and its report; skipped when that is current.
 
@@ -42,10 +47,13 @@ def tokenize(
         output: tokenizer folder to write.
         seed: seed of initialisation, k-means and sample order.
         dataset: folder written by `prepare`; its training interactions teach the fusion. None: it learns from reconstruction alone.
+        streams: one code per modality in the place of one that fuses them all (MSCGRec; see `tokenize_streams`).
 
     Raises:
         CEMGError: features, data set or the tokenizer to start from that do not belong together, or settings that do not fit them.
     """
+    if streams is not None:
+        return tokenize_streams(streams, config, features, output, seed)
     output = Path(output)
     inputs = {"features": fingerprint_path(features)}
     inputs |= {"dataset": fingerprint_path(dataset)} if dataset is not None else {}

@@ -125,14 +125,14 @@ class CEMGTokenizer(PreTrainedTokenizer):
             if item_ids_file is None or item_codes_file is None:
                 raise ValueError("a CEMGTokenizer needs a catalogue: give item_ids and item_codes, or load a saved tokenizer folder")
             item_ids = json.loads(Path(item_ids_file).read_text(encoding="utf-8"))
-            stored = _load_tensors(item_codes_file)
+            stored = load_tensors(item_codes_file)
             if "item_codes" not in stored:
                 raise ValueError(f"{item_codes_file}: holds no tensor item_codes; save the tokenizer again")
             item_codes, new_items, item_vectors = stored["item_codes"].long(), stored.get("new_items"), stored.get("item_vectors")
         if rqvae_file is not None and rqvae_config_file is not None and rqvae is None:
             described = json.loads(Path(rqvae_config_file).read_text(encoding="utf-8"))
             _check_format(described.get("format", FORMAT))
-            tensors = _load_tensors(rqvae_file)
+            tensors = load_tensors(rqvae_file)
             encoders = described["encoders"]
             projections = {name: {} for name in described["projections"]}
             for key in [key for key in tensors if key.startswith("projection.")]:
@@ -170,12 +170,7 @@ class CEMGTokenizer(PreTrainedTokenizer):
             new_items = torch.zeros(len(item_ids), dtype=torch.bool)
         self._catalogue = self._new_catalogue(list(item_ids), item_codes.long().cpu().contiguous(), new_items.cpu(), item_vectors)
         self.trained_fingerprint = trained_fingerprint or self._catalogue.fingerprint
-        self._token_ids = {"<pad>": 0, "</s>": 1, "<s>": base_vocab_size}
-        self._token_ids |= {
-            f"<{chr(97 + level)}_{code}>": self.first_code_id + level * codebook_size + code
-            for level in range(num_levels)
-            for code in range(codebook_size)
-        }
+        self._token_ids = self._vocabulary()
         self._tokens = {index: token for token, index in self._token_ids.items()}
         kwargs = {name: value for name, value in kwargs.items() if name not in OF_LOADING}
         specials = {"pad_token": "<pad>", "eos_token": "</s>", "bos_token": "<s>"}
@@ -187,7 +182,7 @@ class CEMGTokenizer(PreTrainedTokenizer):
             trained_fingerprint=self.trained_fingerprint,
             has_rqvae=rqvae is not None,
             format_version=FORMAT,
-            **{**specials, "model_max_length": 1 + num_levels * max_history, **kwargs},
+            **{**specials, "model_max_length": 1 + self.history_tokens.shape[1] * max_history, **kwargs},
         )
 
     def geometry(self) -> dict[str, Any]:
@@ -229,6 +224,11 @@ class CEMGTokenizer(PreTrainedTokenizer):
 
     @property
     def item_tokens(self) -> Tensor:
+        return self._catalogue.item_tokens
+
+    @property
+    def history_tokens(self) -> Tensor:
+        """(N, T) token ids that each item is written with in a history."""
         return self._catalogue.item_tokens
 
     @property
@@ -445,7 +445,7 @@ class CEMGTokenizer(PreTrainedTokenizer):
 
     def history_ids(self, indices: Tensor) -> list[int]:
         """Token ids of a history of item indices (L,): `<s>` and the tokens of the last `max_history` items."""
-        return [self.base_vocab_size, *self.item_tokens[indices[-self.max_history :]].flatten().tolist()]
+        return [self.base_vocab_size, *self.history_tokens[indices[-self.max_history :]].flatten().tolist()]
 
     def __call__(
         self,
@@ -533,6 +533,14 @@ class CEMGTokenizer(PreTrainedTokenizer):
     def get_vocab(self) -> dict[str, int]:
         return dict(self._token_ids)
 
+    def _vocabulary(self) -> dict[str, int]:
+        """Token → id of everything that is not the backbone's own."""
+        return {"<pad>": 0, "</s>": 1, "<s>": self.base_vocab_size} | {
+            f"<{chr(97 + level)}_{code}>": self.first_code_id + level * self.codebook_size + code
+            for level in range(self.num_levels)
+            for code in range(self.codebook_size)
+        }
+
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
         return [match.group(0) for match in CODE_TOKEN.finditer(text)]
 
@@ -554,6 +562,12 @@ class CEMGTokenizer(PreTrainedTokenizer):
     def build_inputs_with_special_tokens(self, token_ids_0: list[int], token_ids_1: list[int] | None = None) -> list[int]:
         return [self.base_vocab_size, *token_ids_0, *(token_ids_1 or [])]
 
+    def _catalogue_tensors(self) -> dict[str, Tensor]:
+        """What is saved of the catalogue beside its ids."""
+        catalogue = self._catalogue
+        tensors = {"item_codes": catalogue.item_codes.int(), "new_items": catalogue.new_items}
+        return tensors if catalogue.item_vectors is None else tensors | {"item_vectors": catalogue.item_vectors}
+
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Catalogue and RQ-VAE as JSON and safetensors; loading them gives the same tokenizer bit for bit.
 
@@ -562,11 +576,9 @@ class CEMGTokenizer(PreTrainedTokenizer):
         prefix = f"{filename_prefix}-" if filename_prefix else ""
         paths = {key: Path(save_directory) / f"{prefix}{name}" for key, name in self.vocab_files_names.items()}
         catalogue = self._catalogue
-        tensors = {"item_codes": catalogue.item_codes.int(), "new_items": catalogue.new_items}
-        tensors |= {} if catalogue.item_vectors is None else {"item_vectors": catalogue.item_vectors}
         writers: dict[Path, Callable[[Path], object]] = {
             paths["item_ids_file"]: _text_writer(json.dumps(catalogue.item_ids, ensure_ascii=False)),
-            paths["item_codes_file"]: _tensors_writer(tensors),
+            paths["item_codes_file"]: _tensors_writer(self._catalogue_tensors()),
         }
         if self.rqvae is not None:
             described = {"format": FORMAT, "rqvae": self.rqvae.config.to_dict(), "encoders": self.encoders}
@@ -600,7 +612,8 @@ def _tensors_writer(tensors: dict[str, Tensor]) -> Callable[[Path], object]:
     return lambda path: save_file(tensors, path, metadata={"format": "pt"})
 
 
-def _load_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+def load_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """All tensors of a safetensors file; ValueError where it is none."""
     try:
         with safe_open(path, framework="pt") as stored:
             return {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 - not a dict

@@ -136,3 +136,47 @@ def test_impossible_augmentations_are_refused():
         Augmentation(0, 0.1, 0)
     with pytest.raises(ValueError, match="draws from 2 identifier sets, item_tokens hold 3"):
         WindowCollator(training_windows(True), identifier_sets(3), START, True, Augmentation(0, 0.0, 2))
+
+
+# ---- code streams -----------------------------------------------------------------------------------------------------------------
+
+
+def test_streams_are_hidden_at_their_share_and_never_all_of_an_item() -> None:
+    drawn = Augmentation(3, stream_dropout=0.4)
+    hidden = drawn.hidden_streams(list(range(400)), 9, 3)
+    assert hidden.shape == (400, 9, 3)
+    assert not hidden.all(dim=2).any()
+    assert abs(hidden.double().mean().item() - (0.4 - 0.4**3)) < 0.02
+    assert torch.equal(drawn.hidden_streams([7], 9, 3)[0], hidden[7])
+    drawn.set_epoch(1)
+    assert not torch.equal(drawn.hidden_streams(list(range(400)), 9, 3), hidden)
+    with pytest.raises(ValueError, match="stream_dropout: must lie in"):
+        Augmentation(0, stream_dropout=1.0)
+
+
+@pytest.mark.parametrize("item_causal", [True, False])
+@pytest.mark.parametrize("item_dropout", [0.0, 0.4])
+def test_histories_show_all_streams_but_the_hidden_ones_and_targets_their_own(item_causal: bool, item_dropout: float) -> None:
+    windows = training_windows(item_causal)
+    count, streams, levels = int(windows.items.max()) + 1, 3, 2
+    blocks = 100 + torch.arange(count * streams * levels).view(count, streams, levels)
+    missing, targets = torch.tensor([10, 11, 12]), 9000 + torch.arange(count * levels).view(count, levels)
+    augmentation = Augmentation(1, item_dropout, stream_dropout=0.5)
+    plain, shown = (
+        WindowCollator(windows, targets, 5, item_causal, drawn, history_tokens=blocks.flatten(1), missing_tokens=missing)
+        for drawn in (Augmentation(1, item_dropout), augmentation)
+    )
+    batch = list(range(min(6, len(windows))))
+    one, other = plain(batch), shown(batch)
+    assert one.keys() == other.keys()
+    for name in one.keys() - {"input_ids"}:
+        assert torch.equal(one[name], other[name])
+    assert other["labels"].max() >= 9000
+    tokens, seen = (given["input_ids"][:, 1:].unflatten(1, (-1, streams, levels)) for given in (one, other))
+    gone = seen == missing.view(-1, 1)
+    assert gone.any()
+    assert torch.equal(gone.all(-1), gone.any(-1)), "a stream is hidden whole"
+    assert torch.equal(torch.where(gone, tokens, seen), tokens)
+    assert one["attention_mask"].shape[1] == 1 + tokens.shape[1] * streams * levels
+    with pytest.raises(ValueError, match="give history_tokens and missing_tokens"):
+        WindowCollator(windows, targets, 5, item_causal, augmentation)

@@ -63,7 +63,7 @@ class CEMGConfig(T5Config):
         if not 0 <= self.dense_weight <= 1:
             raise ValueError(f"dense_weight must lie in 0 … 1, got {self.dense_weight}")
         self.bos_token_id = self.base_vocab_size
-        vocab_size = self.first_code_id + self.num_levels * self.codebook_size
+        vocab_size = self.needed_vocab_size
         if self.vocab_size == 0:
             self.vocab_size = vocab_size
         elif self.vocab_size != vocab_size:
@@ -78,3 +78,13 @@ class CEMGConfig(T5Config):
     def first_code_id(self) -> int:
         """Token id of code 0 of level 0; code c of level m is `first_code_id + m * codebook_size + c`."""
         return self.base_vocab_size + 1
+
+    @property
+    def needed_vocab_size(self) -> int:
+        """Rows of the embedding that this geometry asks for."""
+        return self.first_code_id + self.num_levels * self.codebook_size
+
+    @property
+    def tokens_per_item(self) -> int:
+        """Tokens that an item of the history is written with."""
+        return self.num_levels

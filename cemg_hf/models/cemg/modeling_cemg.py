@@ -32,13 +32,13 @@ REMOTE_CODE = {
 CUSTOM_PIPELINES = {TASK: {"impl": f"pipeline_cemg.{NextItemRecommendationPipeline.__name__}", "pt": ("AutoModelForSeq2SeqLM",)}}
 
 
-def items_before(attention_mask: Tensor, num_levels: int) -> Tensor:
+def items_before(attention_mask: Tensor, tokens_per_item: int) -> Tensor:
     """Number of the item each token belongs to, counted from 1; `<s>` belongs to item 0, wherever the padding stands.
 
     Args: attention_mask (B, S), 1 = token. Returns (B, S) int64.
     """
     position = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)  # padding on the left sees `<s>`: no row may see nothing
-    return (position + num_levels - 1).div(num_levels, rounding_mode="floor")
+    return (position + tokens_per_item - 1).div(tokens_per_item, rounding_mode="floor")
 
 
 def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
@@ -56,15 +56,26 @@ class CEMGEncoder(T5Stack):
         inputs_embeds: Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutput:
-        if self.config.item_causal:
-            given = input_ids if input_ids is not None else inputs_embeds
-            if attention_mask is None and given is not None:
-                attention_mask = given.new_ones(given.shape[:2], dtype=torch.long)
-            assert attention_mask is not None, "an encoder needs input_ids or inputs_embeds"
-            item = items_before(attention_mask, self.config.num_levels)
-            allowed = (item.unsqueeze(1) <= item.unsqueeze(2)) & attention_mask.bool().unsqueeze(1)
-            attention_mask = additive(allowed, self.final_layer_norm.weight.dtype)
-        return super().forward(input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs)
+        given = input_ids if input_ids is not None else inputs_embeds
+        if attention_mask is None and given is not None:
+            attention_mask = given.new_ones(given.shape[:2], dtype=torch.long)
+        assert attention_mask is not None, "an encoder needs input_ids or inputs_embeds"
+        mask = self._self_attention_mask(attention_mask)
+        return super().forward(input_ids=input_ids, attention_mask=mask, inputs_embeds=inputs_embeds, **kwargs)
+
+    def _self_attention_mask(self, attention_mask: Tensor) -> Tensor:
+        """(B, S), 1 = token → what T5 takes as its mask."""
+        if not self.config.item_causal:
+            return attention_mask
+        return additive(self._visible(attention_mask), self.final_layer_norm.weight.dtype)
+
+    def _visible(self, attention_mask: Tensor) -> Tensor:
+        """(B, S or 1, S) bool, which tokens each token attends to."""
+        given = attention_mask.bool().unsqueeze(1)
+        if not self.config.item_causal:
+            return given
+        item = items_before(attention_mask, self.config.tokens_per_item)
+        return (item.unsqueeze(1) <= item.unsqueeze(2)) & given
 
 
 class RecencyBias(nn.Embedding):
@@ -85,6 +96,9 @@ class CEMGForConditionalGeneration(GenerateMixin, T5ForConditionalGeneration):
     """
 
     config_class = CEMGConfig
+    item_tokenizer_class: type[CEMGTokenizer] = CEMGTokenizer
+    carries_code = True
+    """Whether a saved folder names this code, which then goes with it and loads it without the package."""
 
     def __init__(self, config: CEMGConfig) -> None:
         if not config.tie_lm_head:  # before T5 ties what this names
@@ -130,12 +144,12 @@ class CEMGForConditionalGeneration(GenerateMixin, T5ForConditionalGeneration):
         }
         catalogue = cached_file(
             pretrained_model_name_or_path,
-            CEMGTokenizer.vocab_files_names["item_ids_file"],
+            cls.item_tokenizer_class.vocab_files_names["item_ids_file"],
             _raise_exceptions_for_missing_entries=False,
             **where,
         )
         if catalogue is not None:
-            model.set_tokenizer(CEMGTokenizer.from_pretrained(pretrained_model_name_or_path, **where))
+            model.set_tokenizer(cls.item_tokenizer_class.from_pretrained(pretrained_model_name_or_path, **where))
         elif model.config.catalogue_fingerprint is not None and not Path(pretrained_model_name_or_path).is_dir():
             # A connection that breaks between two files would otherwise leave a model that cannot recommend.
             raise OSError(f"{pretrained_model_name_or_path}: the Hub gave the model and not its tokenizer; load it again")
@@ -163,7 +177,7 @@ class CEMGForConditionalGeneration(GenerateMixin, T5ForConditionalGeneration):
         network = {key: value for key, value in backbone.config.to_dict().items() if key not in other}
         weights = backbone.state_dict()
         tied = torch.equal(weights["shared.weight"], weights["lm_head.weight"])
-        model = cls(CEMGConfig(**{**network, **tokenizer.geometry(), "tie_lm_head": tied, **settings}))
+        model = cls(cls.config_class(**{**network, **tokenizer.geometry(), "tie_lm_head": tied, **settings}))
         noise = torch.randn(model.config.vocab_size - tokenizer.base_vocab_size, model.config.d_model)
         for name in TOKEN_MATRICES:
             std, mean = torch.std_mean(weights[name].float().cpu(), dim=0)
@@ -174,8 +188,9 @@ class CEMGForConditionalGeneration(GenerateMixin, T5ForConditionalGeneration):
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As in transformers; the attached tokenizer and the code that loads both without this package go with it."""
-        self.config.auto_map = dict(REMOTE_CODE)
-        self.config.custom_pipelines = {task: dict(described) for task, described in CUSTOM_PIPELINES.items()}
+        if self.carries_code:
+            self.config.auto_map = dict(REMOTE_CODE)
+            self.config.custom_pipelines = {task: dict(described) for task, described in CUSTOM_PIPELINES.items()}
         super().save_pretrained(save_directory, *args, **kwargs)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(save_directory)
@@ -243,7 +258,7 @@ class CEMGForConditionalGeneration(GenerateMixin, T5ForConditionalGeneration):
         labels then have to be items.
 
         Args:
-            input_ids: (B, S) histories, `<s>` and M tokens per item.
+            input_ids: (B, S) histories, `<s>` and the tokens of each item.
             attention_mask: (B, S), 1 = token.
             labels: (B, M) the item after the whole history, or, for an item-causal model, (B, T·M): T targets one after the
                 other, of which target t (from 0) sees the first t items of the history. −100 is ignored.
@@ -335,7 +350,7 @@ class CEMGForConditionalGeneration(GenerateMixin, T5ForConditionalGeneration):
         Returns: (B, heads or 1, T or 1, S).
         """
         dtype = self.decoder.final_layer_norm.weight.dtype
-        item = items_before(attention_mask, self.config.num_levels).unsqueeze(1)
+        item = items_before(attention_mask, self.config.tokens_per_item).unsqueeze(1)
         latest = item.amax(dim=-1, keepdim=True) if seen_items is None else seen_items.unsqueeze(-1)
         seen = attention_mask.bool().unsqueeze(1) & (item <= latest)
         if not self.config.item_causal:

@@ -1,0 +1,149 @@
+"""The generator over several streams: one set of scores whoever computes them, positions, missing streams, loading."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from stream_samples import HISTORIES, ITEMS, LEVELS, STREAMS, plain_scores, stream_generator, stream_tokenizer
+from transformers import AutoModel, AutoModelForSeq2SeqLM, T5Config, T5ForConditionalGeneration, pipeline
+
+from cemg_hf.models.cemg.modeling_cemg import items_before
+from cemg_hf.models.mscgrec import MSCGRecForConditionalGeneration
+from cemg_hf.training.loading import open_model, open_tokenizer
+
+KINDS = pytest.mark.parametrize(
+    ("item_causal", "dual_positions", "constrained_softmax"),
+    [(True, True, True), (False, True, False), (True, False, False)],
+    ids=["causal-dual-constrained", "bidirectional-dual", "causal-plain"],
+)
+
+
+@KINDS
+def test_an_exhaustive_beam_ranks_by_plain_teacher_forcing(item_causal, dual_positions, constrained_softmax):
+    model = stream_generator(item_causal=item_causal, dual_positions=dual_positions, constrained_softmax=constrained_softmax)
+    for history, found in zip(HISTORIES, model.recommend(HISTORIES, k=ITEMS), strict=True):
+        scores = plain_scores(model, history)
+        assert sorted(item.item_id for item in found) == sorted(model.tokenizer.item_ids)
+        assert [item.score for item in found] == pytest.approx(scores.sort(descending=True).values.tolist(), abs=1e-4)
+        assert [item.score for item in found] == pytest.approx([float(scores[int(item.item_id[4:])]) for item in found], abs=1e-4)
+
+
+@KINDS
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_generate_rank_and_recommend_agree_wherever_the_padding_stands(item_causal, dual_positions, constrained_softmax, side):
+    model = stream_generator(item_causal=item_causal, dual_positions=dual_positions, constrained_softmax=constrained_softmax)
+    tokenizer = model.tokenizer
+    inputs = tokenizer(HISTORIES, padding=True, padding_side=side, return_tensors="pt")
+    out = model.generate(
+        **inputs,
+        num_beams=8,
+        num_return_sequences=8,
+        logits_processor=[model.prefix_constraint()],
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    found = model.recommend(HISTORIES, k=8, num_beams=8)
+    ids = [tokenizer.decode_items(sequence) for sequence in out.sequences]
+    assert ids == [[item.item_id] for row in found for item in row]
+    assert out.sequences_scores.tolist() == pytest.approx([item.score for row in found for item in row], abs=1e-4)
+
+
+@pytest.mark.parametrize("dual_positions", [True, False])
+def test_a_pass_over_a_window_is_every_prefix_by_itself(dual_positions):
+    model = stream_generator(dual_positions=dual_positions)
+    tokenizer = model.tokenizer
+    items = torch.tensor([1, 9, 4, 3])
+    history = tokenizer.history_tokens[items[:-1]].flatten()
+    start = torch.tensor([tokenizer.base_vocab_size])
+    labels = tokenizer.item_tokens[items]
+    with torch.no_grad():
+        whole = model(input_ids=torch.cat([start, history])[None], labels=labels.flatten()[None]).logits.view(4, LEVELS, -1)
+        for seen in range(4):
+            prefix = torch.cat([start, history[: seen * model.config.tokens_per_item]])[None]
+            alone = model(input_ids=prefix, labels=labels[seen : seen + 1]).logits[0]
+            torch.testing.assert_close(whole[seen], alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("constrained_softmax", [True, False])
+def test_the_loss_and_its_gradient_are_finite_with_padding_and_missing_codes(constrained_softmax):
+    model = stream_generator(constrained_softmax=constrained_softmax).train()
+    tokenizer = model.tokenizer
+    inputs = tokenizer([["item0", "item3", "item4"], ["item2"]], padding=True, return_tensors="pt")
+    labels = torch.full((2, 4, LEVELS), -100)
+    labels[0] = tokenizer.item_tokens[[0, 3, 4, 8]]
+    labels[1, :2] = tokenizer.item_tokens[[2, 7]]
+    loss = model(**inputs, labels=labels.flatten(1)).loss
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(parameter.grad is None or bool(parameter.grad.isfinite().all()) for parameter in model.parameters())
+    for name in ("item_distance", "slot_distance"):
+        assert getattr(model.encoder, name).weight.grad.abs().sum() > 0
+    rows = model.get_input_embeddings().weight.grad.abs().sum(dim=1)
+    assert (rows[tokenizer.missing_tokens] > 0).all()
+
+
+def test_dual_positions_are_distances_by_items_and_inside_an_item():
+    model = stream_generator(item_causal=False)
+    inputs = model.tokenizer(["item1", "item2"], return_tensors="pt")
+    encoder, tokens = model.encoder, model.config.tokens_per_item
+    bias = encoder._self_attention_mask(inputs["attention_mask"])[0]
+    item = items_before(inputs["attention_mask"], tokens)[0].tolist()
+    slot = [0] + 2 * list(range(tokens))
+    by_item, by_slot = encoder.item_distance, encoder.slot_distance
+    for query in range(len(slot)):
+        for key in range(len(slot)):
+            expected = by_item.weight[by_item.most + item[key] - item[query]] + by_slot.weight[by_slot.most + slot[key] - slot[query]]
+            torch.testing.assert_close(bias[:, query, key], expected)
+    assert not any("encoder" in name and "relative_attention_bias" in name for name, _ in model.named_parameters())
+    assert any("decoder" in name and "relative_attention_bias" in name for name, _ in model.named_parameters())
+
+
+def test_the_order_of_a_history_matters_by_its_dual_positions_alone():
+    # Without a bias by age and without positions, a bidirectional encoder reads a set.
+    model = stream_generator(item_causal=False)
+    one, other = ["item1", "item2", "item6"], ["item6", "item1", "item2"]
+
+    def scores(history):
+        inputs = model.tokenizer([history], return_tensors="pt")
+        return model.score_items(inputs["input_ids"], inputs["attention_mask"], torch.arange(ITEMS)[None])
+
+    assert not torch.allclose(scores(one), scores(other), atol=1e-4)
+    torch.nn.init.zeros_(model.encoder.item_distance.weight)
+    torch.testing.assert_close(scores(one), scores(other), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("dual_positions", [True, False])
+def test_a_saved_model_ranks_the_same(tmp_path, dual_positions):
+    model = stream_generator(dual_positions=dual_positions, constrained_softmax=True)
+    expected = model.recommend(HISTORIES, k=10)
+    model.save_pretrained(tmp_path)
+    for load in (AutoModel.from_pretrained, AutoModelForSeq2SeqLM.from_pretrained, open_model):
+        loaded = load(tmp_path)
+        assert isinstance(loaded, MSCGRecForConditionalGeneration)
+        assert loaded.config.dual_positions is dual_positions
+        assert hasattr(loaded.encoder, "item_distance") is dual_positions
+        assert loaded.eval().recommend(HISTORIES, k=10) == expected
+    assert open_tokenizer(tmp_path).streams == STREAMS
+    assert not list(tmp_path.glob("*.py"))
+    task = pipeline("next-item-recommendation", model=str(tmp_path))
+    assert [item["item_id"] for item in task(HISTORIES[0], top_k=10)] == [item.item_id for item in expected[0]]
+
+
+def test_a_model_of_other_streams_or_another_order_is_refused(tmp_path):
+    model = stream_generator()
+    for other in (stream_tokenizer(streams=STREAMS[:2]), model.tokenizer.with_layout(base_vocab_size=2, max_history=5, decoded="text")):
+        with pytest.raises(ValueError, match="streams is"):
+            model.set_tokenizer(other)
+    with pytest.raises(ValueError, match="was trained on catalogue"):
+        model.set_tokenizer(stream_tokenizer(seed=1))
+
+
+def test_a_t5_keeps_its_own_positions():
+    backbone = T5ForConditionalGeneration(T5Config(vocab_size=20, d_model=16, d_ff=16, d_kv=8, num_layers=1, num_heads=2))
+    tokenizer = stream_tokenizer(base_vocab_size=20)
+    model = MSCGRecForConditionalGeneration.from_t5(backbone, tokenizer).eval()
+    assert not model.config.dual_positions
+    torch.testing.assert_close(model.shared.weight[:20], backbone.shared.weight)
+    assert len(model.recommend(["item1"], k=5)) == 5
+    with pytest.raises(ValueError, match="set dual_positions=False"):
+        MSCGRecForConditionalGeneration.from_t5(backbone, tokenizer, dual_positions=True)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from typing import Any
+
 import pytest
 
+from cemg_hf.artefacts import Manifest
 from cemg_hf.errors import CEMGError
 from cemg_hf.models.cemg import Objective
 from cemg_hf.training.finetune import FinetuneConfig, GeneratorConfig, _settings_beside_the_loop
@@ -23,14 +27,17 @@ def test_the_default_is_the_default_of_the_model() -> None:
 
 
 def test_everything_but_the_loop_decides_which_run_continues() -> None:
-    base = _settings_beside_the_loop(FinetuneConfig())
-    assert _settings_beside_the_loop(FinetuneConfig(loop=LoopConfig(time_budget_s=5.0))) == base
+    def kept(config: FinetuneConfig) -> dict[str, Any]:
+        return _settings_beside_the_loop(Manifest("finetune", asdict(config), {}, 0))
+
+    base = kept(FinetuneConfig())
+    assert kept(FinetuneConfig(loop=LoopConfig(time_budget_s=5.0))) == base
     for changed in (
         FinetuneConfig(item_dropout=0.1),
         FinetuneConfig(objective=ObjectiveConfig(temperature=0.7)),
         FinetuneConfig(generator=GeneratorConfig(dropout_rate=0.2)),
         FinetuneConfig(validation_users=7),
     ):
-        assert _settings_beside_the_loop(changed) != base
+        assert kept(changed) != base
     with pytest.raises(CEMGError, match="item_dropout"):
         FinetuneConfig(item_dropout=1.0)

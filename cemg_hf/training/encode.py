@@ -73,7 +73,11 @@ def encode(config: EncodeConfig, dataset: str | Path, output: str | Path, seed: 
     encoders = _encoders(config, Path(cache_folder) if cache_folder is not None else None)
     pretrained = {f"{name}_encoder": encoder.fingerprint for name, encoder in encoders.items() if not encoder.learns}
     settings = {name: value for name, value in asdict(config).items() if name not in MODALITIES or name in config.modalities}
-    settings.pop("sequential" if config.sequential is None or COLLABORATIVE not in config.modalities else COLLABORATIVE, None)
+    # Of LightGCN and the network in its place, the settings of the one that is trained decide.
+    if config.sequential is None or COLLABORATIVE not in config.modalities:
+        del settings["sequential"]
+    else:
+        del settings[COLLABORATIVE]
     manifest = Manifest("encode", settings, {"dataset": fingerprint_path(dataset), **pretrained}, seed)
     if is_current(output, manifest):
         logger.info("encode: %s is current, skipped", output)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,7 +74,7 @@ def measure_footprint(recipe: Recipe, folders: Mapping[str, Path], output: Path,
         for size in config.batch_sizes:
             rows = generator.choice(len(cases), min(size, len(cases)), replace=False)
             answer(rows)  # what is made once and kept is no part of a request
-            found[f"batch_{size}_bytes"] = peak_bytes(lambda rows=rows: answer(rows))
+            found[f"batch_{size}_bytes"] = peak_bytes(partial(answer, rows))
         logger.info("footprint of %s: %s", recipe.system, found)
         return found
 
@@ -106,5 +107,5 @@ def peak_bytes(call: Callable[[], Any]) -> int:
     # The process's own peak says little: its allocator keeps what was freed, and the libraries are most of it.
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         call()
-    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == ALLOCATION]  # type: ignore[union-attr]
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == ALLOCATION]
     return max(accumulate((event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())), initial=0))

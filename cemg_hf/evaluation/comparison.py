@@ -152,6 +152,8 @@ def compare_pairs(
 def _paired_values(a: Sequence[MeasuredRun], b: Sequence[MeasuredRun], metric: str, slice_name: str) -> tuple[np.ndarray, np.ndarray]:
     """(cases,) values of two systems on one data set, in the same order of users."""
     runs = [*a, *b]
+    for run in runs:
+        _saved(run)
     _check_same_protocol(runs)
     _check_metric(runs, metric, slice_name)
     cases = _SharedCases(runs)
@@ -234,13 +236,12 @@ def cases_of_run(run: MeasuredRun) -> tuple[bytes, ...]:
     Raises:
         CEMGError: no predictions were saved.
     """
-    if run.predictions is None:
-        raise CEMGError(f"{run.source}: no predictions were saved, so it cannot be tested; evaluate the system again")
     return tuple(values.tobytes() for values in _identity(run)[2])
 
 
 def _saved(run: MeasuredRun) -> Predictions:
-    assert run.predictions is not None
+    if run.predictions is None:
+        raise CEMGError(f"{run.source}: no predictions were saved, so it cannot be tested; evaluate the system again")
     return run.predictions
 
 

@@ -95,7 +95,7 @@ class _Steps:
         self.windows, self.collate = training_batches(self.config, self.model, data, identifiers, recipe.seed, recipe.streams)
         self.model.train()
         fused = self.model.device.type in ("cpu", "cuda")
-        self.optimizer, _ = build_optimizer(self.model, self.config.loop, total_steps=1000, fused=fused)
+        self.optimizer, self.schedule = build_optimizer(self.model, self.config.loop, total_steps=1000, fused=fused)
 
     def batches(self, count: int) -> list[list[int]]:
         """Windows of so many batches, spread over an epoch."""
@@ -118,6 +118,7 @@ class _Steps:
         if self.config.loop.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.loop.max_grad_norm)
         self.optimizer.step()
+        self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         if device.type == "cuda":
             torch.cuda.synchronize()

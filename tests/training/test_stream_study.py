@@ -10,17 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from command_samples import write_shop
 
-from cemg_hf.errors import CEMGError
 from cemg_hf.evaluation.predictions import read_predictions, write_predictions
 from cemg_hf.models.cemg.assignment_cemg import collision_rate
 from cemg_hf.training import footprint, latency, step_cost
-from cemg_hf.training.footprint import measure_footprint, peak_bytes
 from cemg_hf.training.loading import open_tokenizer
-from cemg_hf.training.measurement import measured_once
-from cemg_hf.training.pipeline import FOLDERS
 from cemg_hf.training.stream_study import ONE_CODE, collisions, evaluation_of, left_out, paired_tests
 from cemg_hf.training.studies import Study, StudyConfig, run_study
 
@@ -180,27 +175,6 @@ def test_a_shop_without_pictures_has_neither_their_stream_nor_their_rows(shop: P
     assert left_out(["collaborative"]) == {}
 
 
-def test_a_system_without_a_network_has_no_footprint(shop: Path, tmp_path: Path) -> None:
-    config = StudyConfig("rq1", [str(shop)], tmp_path, ("popularity",), assignments=QUICK)
-    run_study(config)
-    (one,) = Study(config)._runs()
-    folders = {stage: one.folder / name for stage, name in FOLDERS.items()}
-    with pytest.raises(CEMGError, match="popularity: has no network"):
-        measure_footprint(one.recipe, folders, tmp_path / "footprint")
-    assert not (tmp_path / "footprint").exists()
-
-
-def test_the_peak_is_of_what_is_held_at_once() -> None:
-    def request() -> None:
-        for _ in range(5):
-            first = torch.ones(1000)
-            second = first + 1
-            del first, second
-
-    assert 8000 <= peak_bytes(request) < 9000
-    assert peak_bytes(lambda: None) == 0
-
-
 def test_collisions_of_a_report() -> None:
     assert collisions({}) == {}
     about = {"moved": 3, "collision_rate_before": 0.25, "collision_rate_before_last_level": 0.5}
@@ -209,18 +183,3 @@ def test_collisions_of_a_report() -> None:
     older = collisions({"streams": {"text": {"present": 6, "moved": 3, "collision_rate_before": 0.5}}})
     assert older["codes_text"]["collision_rate_before_last_level"] is None
     assert np.isclose(older["codes_text"]["moved_share"] or 0, 0.5)
-
-
-def test_a_measurement_needs_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cemg_hf.artefacts import Manifest
-    from cemg_hf.training import measurement
-    from cemg_hf.training.deadline import OutOfTime
-
-    manifest = Manifest("weight", {}, {}, 0)
-    monkeypatch.setattr(measurement, "time_is_up", lambda: True)
-    with pytest.raises(OutOfTime):
-        measured_once(tmp_path / "weight", manifest, lambda: {"kg": 1})
-    monkeypatch.undo()
-    assert measured_once(tmp_path / "weight", manifest, lambda: {"kg": 1}) == {"kg": 1}
-    monkeypatch.setattr(measurement, "time_is_up", lambda: True)
-    assert measured_once(tmp_path / "weight", manifest, lambda: pytest.fail("measured twice")) == {"kg": 1}

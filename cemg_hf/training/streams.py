@@ -148,17 +148,28 @@ def stream_codes(
 
 
 def load_codebooks(folder: str | Path, streams: Sequence[str]) -> list[Tensor] | None:
-    """Code vectors (M, K, D) behind each of the streams of a tokenizer folder; None where it holds none."""
+    """Code vectors (M, K, D) behind each of the streams of a tokenizer folder; None where it holds none.
+
+    Raises:
+        CEMGError: it holds some, but not of every stream, or not of the same M and K.
+    """
     path = Path(folder) / CODEBOOKS_NAME
     if not path.is_file():
         return None
     found = load_file(path)
+    missing = [name for name in streams if name not in found]
+    if missing:
+        raise CEMGError(f"{path}: no code vectors of {missing[0]}, only of {', '.join(sorted(found))}; run `cemg tokenize` again")
+    sizes = {name: "×".join(map(str, found[name].shape[:2])) for name in streams}
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise CEMGError(f"{path}: streams have the same levels and codes per level, these do not ({listed}); run `cemg tokenize` again")
     return [found[name] for name in streams]
 
 
 def _present(streams: StreamsConfig, store: FeatureStore, features: str | Path) -> list[str]:
     """The modalities that the features hold, in the order of the configuration."""
-    names = [name for name in streams.modalities if name in store.modalities]
+    names = [name for name in streams.modalities if name in store.modalities and store.modalities[name].mask.any()]
     left_out = [name for name in streams.modalities if name not in names]
     if left_out:
         logger.warning("tokenize: no item has %s; there is no such stream", " or ".join(left_out))

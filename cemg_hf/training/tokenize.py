@@ -15,7 +15,7 @@ from ..data import PreparedDataset
 from ..errors import CEMGError
 from ..features.store import FeatureStore
 from ..models.cemg import CEMGTokenizer
-from ..models.cemg.assignment_cemg import assign_unique_codes
+from ..models.cemg.assignment_cemg import assign_unique_codes, collision_rate
 from .fusion_training import next_item_pairs
 from .identifiers import identifier_report, neighbouring_codes, save_identifiers
 from .loading import open_tokenizer
@@ -89,6 +89,7 @@ def tokenize(
     assert found.latent is not None
     codes, assignment = assign_unique_codes(found.codes, found.latent, rqvae.codebooks)
     report |= asdict(assignment) | {"items": len(store.item_ids), "items_without_any_modality": int(bare.sum())}
+    report["collision_rate_before_last_level"] = collision_rate(found.codes[:, :-1])  # as of every code stream
     identifiers = torch.cat([codes.unsqueeze(0), neighbouring_codes(neighbours, items)]) if neighbours else None
     if identifiers is not None:
         report["identifiers"] = identifier_report(identifiers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from shop_samples import ITEMS, walks, write_dataset
 from tokenizer_samples import settings
 
@@ -142,6 +144,41 @@ def test_a_modality_that_the_catalogue_lacks_is_no_stream(tmp_path: Path, caplog
         tokenize_streams(StreamsConfig(decoded="image"), CODES, tmp_path / "features", tmp_path / "other", 0)
     with pytest.raises(CEMGError, match=r"streams\.decoded: there is no stream 'image'; choose one of collaborative, text"):
         build_generator(SMALL.generator, tokenizer, StreamsConfig(decoded="image"))
+
+
+def test_a_modality_that_is_masked_for_the_whole_catalogue_is_no_stream(tmp_path: Path) -> None:
+    store = features()
+    nothing = replace(store.modalities["image"], mask=np.zeros(ITEMS, dtype=bool))
+    replace(store, modalities=dict(store.modalities) | {"image": nothing}).save(tmp_path / "features")
+    tokenize_streams(StreamsConfig(), CODES, tmp_path / "features", tmp_path / "tokenizer", 0)
+    tokenizer = open_tokenizer(tmp_path / "tokenizer")
+    assert isinstance(tokenizer, MSCGRecTokenizer)
+    assert tokenizer.streams == ["collaborative", "text"]
+    with pytest.raises(CEMGError, match=r"no image vectors, .* set streams.decoded to one of collaborative, text"):
+        tokenize_streams(StreamsConfig(decoded="image"), CODES, tmp_path / "features", tmp_path / "other", 0)
+
+
+def test_streams_of_different_length_are_refused(shop: Path, tmp_path: Path) -> None:
+    path = tmp_path / "features"
+    features().save(path)
+    arrays = load_file(path / "features.safetensors")
+    save_file(arrays | {"text.vectors": arrays["text.vectors"][:-1].clone()}, path / "features.safetensors")
+    with pytest.raises(CEMGError, match=f"{ITEMS - 1} text vectors for {ITEMS} item ids"):
+        tokenize_streams(StreamsConfig(), CODES, path, tmp_path / "tokenizer", 0)
+    copy = tmp_path / "copy"
+    shutil.copytree(shop / "tokenizer", copy)
+    books = load_file(copy / CODEBOOKS_NAME)
+    save_file(books | {"text": books["text"][:-1].clone()}, copy / CODEBOOKS_NAME)
+    with pytest.raises(CEMGError, match=r"these do not \(collaborative 3×6, text 2×6, image 3×6\)"):
+        finetune(SMALL, shop / "dataset", copy, tmp_path / "model", 0, StreamsConfig())
+    save_file({name: books[name] for name in ("collaborative", "image")}, copy / CODEBOOKS_NAME)
+    with pytest.raises(CEMGError, match="no code vectors of text, only of collaborative, image"):
+        finetune(SMALL, shop / "dataset", copy, tmp_path / "model", 0, StreamsConfig())
+    features().save(path)
+    (path / "item_ids.json").write_text(json.dumps([f"i{item}" for item in range(1, ITEMS + 1)]))
+    tokenize_streams(StreamsConfig(), CODES, path, tmp_path / "tokenizer", 0)
+    with pytest.raises(CEMGError, match="run `cemg tokenize` on this data set"):
+        finetune(SMALL, shop / "dataset", tmp_path / "tokenizer", tmp_path / "model", 0, StreamsConfig())
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,12 @@ class MSCGRecTokenizer(CEMGTokenizer):
         if not self.streams or len(set(self.streams)) < len(self.streams):
             raise ValueError(f"streams must be one or more different names, got {self.streams}")
         expected = (len(item_ids), len(self.streams), num_levels)
+        if not isinstance(stream_codes, Tensor):
+            shapes = ", ".join(str(tuple(torch.as_tensor(codes).shape)) for codes in stream_codes)
+            raise ValueError(
+                f"stream_codes must be one tensor of {' × '.join(map(str, expected))} (items × streams × levels), got {shapes}; "
+                "streams have the same items and levels, so stack them in dim=1 and mask what an item does not have"
+            )
         if tuple(stream_codes.shape) != expected:
             raise ValueError(
                 f"stream_codes must be {' × '.join(map(str, expected))} (items × streams × levels), got {tuple(stream_codes.shape)}"

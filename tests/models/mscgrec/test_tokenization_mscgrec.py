@@ -112,6 +112,7 @@ def test_items_may_go_and_none_may_come():
     [
         ({"stream_codes": stream_codes()[:, :2]}, r"stream_codes must be 40 × 3 × 3 \(items × streams × levels\), got \(40, 2, 3\)"),
         ({"stream_codes": stream_codes()[..., :2]}, r"got \(40, 3, 2\)"),
+        ({"stream_codes": [stream_codes()[:, 0], stream_codes()[:30, 1]]}, r"one tensor .* got \(40, 3\), \(30, 3\); .* stack them"),
         ({"stream_codes": stream_codes() + 1}, "stream_codes must lie in 0 … 5"),
         ({"stream_mask": torch.ones(ITEMS, 2, dtype=torch.bool)}, "stream_mask must be 40 × 3 booleans"),
         ({"stream_mask": torch.ones(ITEMS, 3)}, "stream_mask must be"),

@@ -42,7 +42,7 @@ PICTURES_PER_CODE = 20
 class RQDinoLoopConfig(LoopConfig):
     """The settings of the loop with other defaults: nothing tells the best of these models, so the last one is kept."""
 
-    epochs: int = field(default=100, metadata={"help": "Passes over the pictures; also the length of all schedules."})
+    epochs: int = field(default=100, metadata={"help": "Epochs of `passes` passes over the pictures; also the length of all schedules."})
     batch_size: int = field(default=64, metadata={"help": "Pictures per optimizer step, each with all its crops."})
     learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
     weight_decay: float = field(default=0.04, metadata={"help": "Decoupled weight decay of weight matrices."})
@@ -84,13 +84,17 @@ class RQDinoTrainingConfig:
     stored_size: int | None = field(
         default=None, metadata={"help": "Side in pixels that pictures are kept at (default: a third more than crops.size)."}
     )
+    passes: int = field(
+        default=1,
+        metadata={"help": "Passes over the pictures that make an epoch: on a GPU, one of a few thousand is over before it is saved."},
+    )
     workers: int = field(default=2, metadata={"help": "Threads that decode pictures."})
     crops: CropConfig = field(default_factory=CropConfig, metadata={"help": "Multi-crop augmentation."})
     distillation: DistillationConfig = field(default_factory=DistillationConfig, metadata={"help": "Teacher, heads and quantiser."})
     loop: RQDinoLoopConfig = field(default_factory=RQDinoLoopConfig, metadata={"help": "Optimisation, checkpoints, time budget, trackers."})
 
     def __post_init__(self) -> None:
-        for name in ("latent_dim", "num_levels", "codebook_size", "workers"):
+        for name in ("latent_dim", "num_levels", "codebook_size", "passes", "workers"):
             if getattr(self, name) < 1:
                 raise CEMGError(f"{name} = {getattr(self, name)}: must be at least 1")
         if self.stored_size is not None and self.stored_size < self.crops.size:
@@ -103,16 +107,16 @@ class RQDinoTrainingConfig:
 
 
 class _Rows(Dataset[int]):
-    """The numbers of the pictures: the pictures themselves are on the device."""
+    """The numbers of the pictures, several times over: the pictures themselves are on the device."""
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, count: int, passes: int) -> None:
+        self.count, self.passes = count, passes
 
     def __len__(self) -> int:
-        return self.count
+        return self.count * self.passes
 
     def __getitem__(self, index: int) -> int:
-        return index
+        return index % self.count
 
 
 def train_rq_dino(config: RQDinoTrainingConfig, source: str | Path, output: str | Path, seed: int = 42) -> Path:
@@ -145,10 +149,13 @@ def train_rq_dino(config: RQDinoTrainingConfig, source: str | Path, output: str 
     pictures = read_pictures(source, config.stored, config.workers)
     _check_size(config, pictures)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    steps = config.loop.epochs * -(-len(pictures) // config.loop.batch_size)
+    rows = _Rows(len(pictures), config.passes)
+    steps = config.loop.epochs * -(-len(rows) // config.loop.batch_size)
     # Channels last is the layout convolutions are fastest in.
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    network = SelfDistillation(model, pictures, MultiCrop(config.crops), config.distillation, min(steps, config.loop.max_steps or steps))
+    network = SelfDistillation(
+        model, pictures, MultiCrop(config.crops), config.distillation, config.loop.epochs, min(steps, config.loop.max_steps or steps)
+    )
     network.to(device).initialise_codebooks(config.loop.batch_size)
     logger.info(
         "rq-dino: %s, %s parameters, %d pictures on %s",
@@ -161,7 +168,7 @@ def train_rq_dino(config: RQDinoTrainingConfig, source: str | Path, output: str 
     report = train(
         network,
         config=config.loop,
-        dataset=_Rows(len(pictures)),
+        dataset=rows,
         collate_fn=lambda rows: {"rows": torch.tensor(rows)},
         evaluate=network.measure,
         folder=work,

@@ -46,7 +46,7 @@ class DistillationConfig:
         default=0.07, metadata={"help": "Temperature of the teacher's softmax after its warm-up; sharpening."}
     )
     warmup_teacher_temperature: float = field(default=0.04, metadata={"help": "The same at the start."})
-    warmup_teacher_epochs: int = field(default=30, metadata={"help": "Epochs over which it rises."})
+    teacher_warmup_ratio: float = field(default=0.3, metadata={"help": "Share of the epochs over which it rises."})
     center_momentum: float = field(default=0.9, metadata={"help": "Momentum of the mean that the teacher's outputs are centred by."})
     teacher_momentum: float = field(
         default=0.996, metadata={"help": "Momentum of the teacher's weights at the start; rises to 1 by a cosine."}
@@ -70,7 +70,7 @@ class DistillationConfig:
         for name in ("center_momentum", "teacher_momentum", "codebook_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise CEMGError(f"distillation.{name} = {getattr(self, name)}: must lie in [0, 1)")
-        for name in ("warmup_teacher_epochs", "freeze_last_layer_epochs", "commitment", "diversity"):
+        for name in ("teacher_warmup_ratio", "freeze_last_layer_epochs", "commitment", "diversity"):
             if getattr(self, name) < 0:
                 raise CEMGError(f"distillation.{name} = {getattr(self, name)}: must be at least 0")
 
@@ -113,9 +113,11 @@ class SelfDistillation(nn.Module):
 
     center: Tensor
 
-    def __init__(self, student: RQDinoModel, pictures: Pictures, crops: MultiCrop, config: DistillationConfig, total_steps: int) -> None:
+    def __init__(
+        self, student: RQDinoModel, pictures: Pictures, crops: MultiCrop, config: DistillationConfig, epochs: int, total_steps: int
+    ) -> None:
         super().__init__()
-        self.config, self.total_steps, self.pictures, self.crops = config, total_steps, pictures, crops
+        self.config, self.epochs, self.total_steps, self.pictures, self.crops = config, epochs, total_steps, pictures, crops
         self.student = student
         self.student_head = PrototypeHead(student.config.latent_dim, config)
         self.teacher = copy.deepcopy(student.encoder).requires_grad_(False)
@@ -190,7 +192,7 @@ class SelfDistillation(nn.Module):
     def teacher_temperature(self) -> float:
         """Of the epoch under way."""
         start, end = self.config.warmup_teacher_temperature, self.config.teacher_temperature
-        return start + (end - start) * min(1.0, self.epoch / max(1, self.config.warmup_teacher_epochs))
+        return start + (end - start) * min(1.0, self.epoch / max(1e-9, self.config.teacher_warmup_ratio * self.epochs))
 
     def on_epoch(self, epoch: int) -> None:
         """Schedules that go by epochs; from 0."""

@@ -1,4 +1,4 @@
-"""Pictures of items, and pretrained VGG networks that encode them."""
+"""Pictures of items, and pretrained networks that encode them: what these have in common, and torchvision's VGG."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from PIL import Image
 from torchvision import models
 from tqdm import tqdm
 
@@ -40,7 +40,7 @@ class ImageConfig:
     encoder: str = field(
         default="vgg16",
         metadata={
-            "help": f'One of torchvision\'s {", ".join(NETWORKS)}; "{COLOUR_GRADIENT}", which needs no download; or a folder of `cemg rq-dino`.'
+            "help": f'One of torchvision\'s {", ".join(NETWORKS)}; "{COLOUR_GRADIENT}", without a download; or a folder of `cemg rq-dino`.'
         },
     )
     weights: str = field(

@@ -15,7 +15,7 @@ from ..errors import CEMGError
 from .encoder import ItemEncoder
 from .image import COLOUR_GRADIENT, ImageConfig, VGGImageEncoder
 from .light import ColourGradientImageEncoder, TfidfTextEncoder
-from .rq_dino import RQDinoImageEncoder
+from .rq_dino_encoder import RQDinoImageEncoder
 from .store import CONTENT_MODALITIES, load_descriptions
 from .text import TFIDF, TextConfig, TransformerTextEncoder
 
@@ -46,8 +46,8 @@ def load_encoder(
 ) -> ItemEncoder:
     """The encoder that wrote `description` (one value of encoders.json in `folder`).
 
-    `source` replaces where pretrained weights come from (a text encoder's name or folder, an image encoder's weights or folder) on a machine
-    that keeps them elsewhere. Errors: CEMGError when the encoder found is not the one described, unless `verify` is False.
+    `source` replaces where pretrained weights come from (a text encoder's name or folder, an image encoder's weights or folder) on a
+    machine that keeps them elsewhere. Errors: CEMGError when the encoder found is not the one described, unless `verify` is False.
     """
     settings = dict(description["settings"])
     encoder: ItemEncoder

@@ -183,6 +183,35 @@ def tokenize(
     tokenize_stage(settings.tokenize, features, output, settings.seed, dataset, settings.streams)
 
 
+@app.command(name="rq-dino")
+def rq_dino(
+    pictures: Annotated[Path, typer.Argument(help="Folder of images named after their items, or folder written by `cemg prepare`.")],
+    output: Output,
+    backbone: Annotated[
+        str | None, typer.Option(help="torchvision network, transformers model type, or a folder or Hub id (default: resnet18).")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="Weights that a torchvision network starts from: a name, or a state dict.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the pictures (default: 100).")] = None,
+    time_budget: Annotated[float | None, typer.Option(help="Stop after this many seconds; the same command continues.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 42,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as crops.size=96; repeatable.")
+    ] = None,
+) -> None:
+    """Learn image codes by self-distillation with a residual quantiser (RQ-DINO); write model, codes and report. Run again to resume."""
+    from .settings import assign, from_mapping, override
+    from .training.rq_dino import RQDinoTrainingConfig, format_report, train_rq_dino
+
+    values = override({}, assignments or [])
+    given = {"backbone": backbone, "weights": weights, "loop.epochs": epochs, "loop.time_budget_s": time_budget}
+    for key, value in given.items():
+        if value is not None:
+            values = assign(values, key, value, "cemg rq-dino")
+    folder = train_rq_dino(from_mapping(RQDinoTrainingConfig, values, "cemg rq-dino"), pictures, output, seed)
+    typer.echo(format_report(folder))
+    typer.echo(f"everything is in {folder}; `cemg inspect {folder / 'tokenizer'}` shows the codes")
+
+
 @app.command()
 def inspect(
     tokenizer: Annotated[Path, typer.Argument(help="Folder written by `cemg tokenize`, or a model folder.")],

@@ -43,13 +43,29 @@ def attach_files(items: pl.DataFrame, images: Path | None, base: Path | None) ->
     items = items.with_columns(image_file=pl.when(data.is_null()).then(resolved))
     if images is None:
         return items
-    named = _files_by_stem(images)
+    named = files_by_stem(images)
     with_files = items.join(named, left_on="item_id", right_on="stem", how="left", maintain_order="left")
     if with_files["named_file"].null_count() == len(items) and items["image_file"].null_count() == len(items):
         raise CEMGError(
             f"{images}: no image file there is named after an item (expected e.g. {items['item_id'][0]}.jpg); rename them or give paths"
         )
     return with_files.with_columns(image_file=pl.when(data.is_null()).then(pl.coalesce("named_file", "image_file"))).drop("named_file")
+
+
+def files_by_stem(folder: Path) -> pl.DataFrame:
+    """`stem` and `named_file` of the image files in a folder, at any depth; of several of one name the first in path order.
+
+    Raises:
+        CEMGError: no such folder.
+    """
+    if not folder.is_dir():
+        raise CEMGError(f"{folder}: no such folder of images; correct the setting `images` or leave it out")
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    table = pl.DataFrame(
+        {"stem": [path.stem for path in files], "named_file": [str(path) for path in files]},
+        schema={"stem": pl.String, "named_file": pl.String},
+    )
+    return table.unique("stem", keep="first", maintain_order=True)
 
 
 def fingerprint_files(files: pl.Series) -> str:
@@ -60,17 +76,6 @@ def fingerprint_files(files: pl.Series) -> str:
 def read_files(files: pl.Series) -> pl.Series:
     """Bytes of each file (binary); null where the path is null, or the file is missing, unreadable or empty."""
     return pl.Series("bytes", _in_threads(_read, files.to_list()), dtype=pl.Binary)
-
-
-def _files_by_stem(folder: Path) -> pl.DataFrame:
-    if not folder.is_dir():
-        raise CEMGError(f"{folder}: no such folder of images; correct the setting `images` or leave it out")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    table = pl.DataFrame(
-        {"stem": [path.stem for path in files], "named_file": [str(path) for path in files]},
-        schema={"stem": pl.String, "named_file": pl.String},
-    )
-    return table.unique("stem", keep="first", maintain_order=True)
 
 
 def _in_threads(function: Callable[[str | None], R], files: Sequence[str | None]) -> list[R]:

@@ -1,4 +1,4 @@
-"""Pictures of items, and pretrained VGG networks that encode them."""
+"""Pictures of items, and pretrained networks that encode them: what these have in common, and torchvision's VGG."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torchvision import models
@@ -37,7 +38,10 @@ class ImageConfig:
     """How item pictures become raw vectors."""
 
     encoder: str = field(
-        default="vgg16", metadata={"help": f'One of torchvision\'s {", ".join(NETWORKS)}, or "{COLOUR_GRADIENT}", which needs no download.'}
+        default="vgg16",
+        metadata={
+            "help": f'One of torchvision\'s {", ".join(NETWORKS)}; "{COLOUR_GRADIENT}", without a download; or a folder of `cemg rq-dino`.'
+        },
     )
     weights: str = field(
         default="DEFAULT",
@@ -56,10 +60,17 @@ class ImageConfig:
     workers: int = field(default=2, metadata={"help": "Threads that read and decode images while the network runs."})
     device: str = field(default="auto", metadata={"help": 'Where VGG runs: "auto", "cpu", "cuda", "cuda:1" …'})
 
+    @property
+    def is_folder(self) -> bool:
+        """Whether the encoder is a network of the user's own rather than one known by name."""
+        return "/" in self.encoder or Path(self.encoder).is_dir()
+
     def check(self) -> None:
         """Raise CEMGError for a setting that cannot work."""
-        if self.encoder not in (*NETWORKS, COLOUR_GRADIENT):
-            raise CEMGError(f"image.encoder = {self.encoder!r}: choose one of {', '.join((*NETWORKS, COLOUR_GRADIENT))}")
+        if self.encoder not in (*NETWORKS, COLOUR_GRADIENT) and not self.is_folder:
+            raise CEMGError(
+                f"image.encoder = {self.encoder!r}: choose one of {', '.join((*NETWORKS, COLOUR_GRADIENT))}, or a folder of `cemg rq-dino`"
+            )
         if self.layer not in LAYERS:
             raise CEMGError(f"image.layer = {self.layer!r}: choose one of {', '.join(LAYERS)}")
         if self.size < SMALLEST_SIZE:
@@ -69,52 +80,38 @@ class ImageConfig:
                 raise CEMGError(f"image.{name} = {getattr(self, name)}: must be at least 1")
 
 
-class VGGImageEncoder:
-    """A torchvision VGG network, its vectors cached by content."""
+class PretrainedImageEncoder:
+    """A network whose weights do not depend on the catalogue, its vectors cached by content.
+
+    Subclasses give `dimension`, `fingerprint` and `describe`, what a picture becomes before the network (`transform`), and the network.
+    """
 
     modality = "image"
     learns = False
-
-    def __init__(self, config: ImageConfig, cache_folder: Path | None = None) -> None:
-        """Finds the weights; they are loaded when an image has to be encoded."""
-        config.check()
-        self.config = config
-        self.cache_folder = cache_folder or default_cache_folder()
-        known = models.get_model_weights(config.encoder)
-        self.published = known[config.weights] if config.weights in known.__members__ else None
-        self.weights_file = None if self.published is not None else Path(expand_path(config.weights, "image.weights"))
-        if self.weights_file is not None and not self.weights_file.is_file():
-            names = ", ".join(known.__members__)
-            raise CEMGError(
-                f"image.weights = {config.weights!r}: no file {self.weights_file}; give a state dict, one of {names}, "
-                f'or set image.encoder to "{COLOUR_GRADIENT}" to work without weights'
-            )
-        preset = self.published or known["DEFAULT"]
-        self.transform = preset.transforms(crop_size=config.size, resize_size=round(config.size * IMAGENET_RESIZE))
+    config: ImageConfig
+    cache_folder: Path
 
     @property
     def dimension(self) -> int:
-        return LAYERS[self.config.layer]
+        raise NotImplementedError
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        weights = self.published.url if self.published is not None else fingerprint_path(self.weights_file or "")
-        return fingerprint("image", CODE_VERSION, self.config.encoder, weights, self.config.layer, str(self.config.size))
+        raise NotImplementedError
+
+    def describe(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def transform(self, image: Image.Image) -> torch.Tensor:
+        """What the network reads of one picture."""
+        raise NotImplementedError
+
+    def _load(self) -> torch.nn.Module:
+        """The network, from a batch of what `transform` returns to vectors."""
+        raise NotImplementedError
 
     def fit(self, items: pl.DataFrame, seed: int) -> None:
         """Nothing to learn: the weights are pretrained."""
-
-    def describe(self) -> dict[str, Any]:
-        names = ("encoder", "weights", "layer", "size")
-        return {
-            "modality": self.modality,
-            "kind": "torchvision",
-            "name": f"{self.config.encoder} ({self.config.layer})",
-            "settings": {name: getattr(self.config, name) for name in names},
-            "dimension": self.dimension,
-            "fingerprint": self.fingerprint,
-            "files": [],
-        }
 
     def save(self, folder: Path) -> None:
         """Nothing to write: the weights are where they came from."""
@@ -156,6 +153,51 @@ class VGGImageEncoder:
                         pixels = torch.stack(decoded).to(device, memory_format=torch.channels_last)
                         yield rows, network(pixels).float().cpu().numpy()
                 bar.update(len(batch))
+
+
+class VGGImageEncoder(PretrainedImageEncoder):
+    """A torchvision VGG network."""
+
+    def __init__(self, config: ImageConfig, cache_folder: Path | None = None) -> None:
+        """Finds the weights; they are loaded when an image has to be encoded."""
+        config.check()
+        self.config = config
+        self.cache_folder = cache_folder or default_cache_folder()
+        known = models.get_model_weights(config.encoder)
+        self.published = known[config.weights] if config.weights in known.__members__ else None
+        self.weights_file = None if self.published is not None else Path(expand_path(config.weights, "image.weights"))
+        if self.weights_file is not None and not self.weights_file.is_file():
+            names = ", ".join(known.__members__)
+            raise CEMGError(
+                f"image.weights = {config.weights!r}: no file {self.weights_file}; give a state dict, one of {names}, "
+                f'or set image.encoder to "{COLOUR_GRADIENT}" to work without weights'
+            )
+        preset = self.published or known["DEFAULT"]
+        self.preset = preset.transforms(crop_size=config.size, resize_size=round(config.size * IMAGENET_RESIZE))
+
+    @property
+    def dimension(self) -> int:
+        return LAYERS[self.config.layer]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        weights = self.published.url if self.published is not None else fingerprint_path(self.weights_file or "")
+        return fingerprint("image", CODE_VERSION, self.config.encoder, weights, self.config.layer, str(self.config.size))
+
+    def describe(self) -> dict[str, Any]:
+        names = ("encoder", "weights", "layer", "size")
+        return {
+            "modality": self.modality,
+            "kind": "torchvision",
+            "name": f"{self.config.encoder} ({self.config.layer})",
+            "settings": {name: getattr(self.config, name) for name in names},
+            "dimension": self.dimension,
+            "fingerprint": self.fingerprint,
+            "files": [],
+        }
+
+    def transform(self, image: Image.Image) -> torch.Tensor:
+        return self.preset(image)
 
     def _load(self) -> torch.nn.Module:
         """The part of the network up to the chosen layer."""

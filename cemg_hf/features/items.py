@@ -15,6 +15,7 @@ from ..errors import CEMGError
 from .encoder import ItemEncoder
 from .image import COLOUR_GRADIENT, ImageConfig, VGGImageEncoder
 from .light import ColourGradientImageEncoder, TfidfTextEncoder
+from .rq_dino_encoder import RQDinoImageEncoder
 from .store import CONTENT_MODALITIES, load_descriptions
 from .text import TFIDF, TextConfig, TransformerTextEncoder
 
@@ -29,7 +30,9 @@ def text_encoder(config: TextConfig, cache_folder: Path | None = None) -> ItemEn
 def image_encoder(config: ImageConfig, cache_folder: Path | None = None) -> ItemEncoder:
     """The image encoder that `config` names."""
     config.check()
-    return ColourGradientImageEncoder(config) if config.encoder == COLOUR_GRADIENT else VGGImageEncoder(config, cache_folder)
+    if config.encoder == COLOUR_GRADIENT:
+        return ColourGradientImageEncoder(config)
+    return RQDinoImageEncoder(config, cache_folder) if config.is_folder else VGGImageEncoder(config, cache_folder)
 
 
 def load_encoder(
@@ -43,8 +46,8 @@ def load_encoder(
 ) -> ItemEncoder:
     """The encoder that wrote `description` (one value of encoders.json in `folder`).
 
-    `source` replaces where pretrained weights come from (a text encoder's name or folder, an image encoder's weights) on a machine
-    that keeps them elsewhere. Errors: CEMGError when the encoder found is not the one described, unless `verify` is False.
+    `source` replaces where pretrained weights come from (a text encoder's name or folder, an image encoder's weights or folder) on a
+    machine that keeps them elsewhere. Errors: CEMGError when the encoder found is not the one described, unless `verify` is False.
     """
     settings = dict(description["settings"])
     encoder: ItemEncoder
@@ -55,7 +58,8 @@ def load_encoder(
         encoder = text_encoder(replace(text, encoder=source) if source else text, cache_folder)
     else:
         image = ImageConfig(**settings, device=device)
-        encoder = image_encoder(replace(image, weights=source) if source else image, cache_folder)
+        moved = {"encoder" if image.is_folder else "weights": source}
+        encoder = image_encoder(replace(image, **moved) if source else image, cache_folder)
     if verify and encoder.fingerprint != description["fingerprint"]:
         raise CEMGError(
             f"{description['modality']} encoder {description['name']}: not the weights and settings that made the features in {folder}; "

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..models.cemg.modeling_rqvae import CEMGRQVAE, squared_distances
+from ..models.cemg.modeling_rqvae import CEMGRQVAE, ResidualQuantiser, squared_distances
 
 KMEANS_ITERATIONS = 30
 
@@ -27,11 +27,12 @@ def initialise_autoencoder(model: CEMGRQVAE, x: Tensor) -> None:
 
 
 @torch.no_grad()
-def initialise_codebooks(model: CEMGRQVAE, latent: Tensor) -> None:
+def initialise_codebooks(model: ResidualQuantiser, latent: Tensor) -> None:
     """Set every level's codebook to the k-means centroids of the residuals of z (N, D) that the levels above leave."""
     residual = latent
-    for level in range(model.config.num_levels):
-        model.set_codes(level, torch.from_numpy(_centroids(residual.cpu().numpy(), model.config.codebook_size)))
+    levels, size, _ = model.codebooks.shape
+    for level in range(levels):
+        model.set_codes(level, torch.from_numpy(_centroids(residual.cpu().numpy(), size)))
         residual = residual - model.codebooks[level][squared_distances(residual, model.codebooks[level]).argmin(1)]
 
 
@@ -49,16 +50,26 @@ def _centroids(points: np.ndarray, size: int) -> np.ndarray:
         return KMeans(size, n_init=1, max_iter=KMEANS_ITERATIONS, random_state=state).fit(points).cluster_centers_.astype(points.dtype)
 
 
-class MovingAverageCodebooks:
-    """Code vectors as moving averages of the residuals they code (van den Oord et al. 2017, appendix A.1)."""
+class MovingAverageCodebooks(nn.Module):
+    """Code vectors as moving averages of the residuals they code (van den Oord et al. 2017, appendix A.1).
 
-    def __init__(self, model: CEMGRQVAE, decay: float, items_per_batch: int) -> None:
-        self.model, self.decay = model, decay
+    What the averages have summed up are buffers, so that a module that contains this one takes them along in its checkpoints.
+    """
+
+    counts: Tensor
+    sums: Tensor
+    used: Tensor
+
+    def __init__(self, model: ResidualQuantiser, decay: float, items_per_batch: int) -> None:
+        super().__init__()
+        object.__setattr__(self, "model", model)  # not as a part of this module: its weights have an owner
+        self.model: ResidualQuantiser
+        self.decay = decay
         size = model.codebooks.shape[1]
         self.start_count = items_per_batch / size
-        self.counts = torch.full(model.codebooks.shape[:2], self.start_count, device=model.codebooks.device)
-        self.sums = model.codebooks * self.start_count
-        self.used = torch.zeros_like(self.counts)
+        self.register_buffer("counts", torch.full(model.codebooks.shape[:2], self.start_count, device=model.codebooks.device))
+        self.register_buffer("sums", model.codebooks * self.start_count)
+        self.register_buffer("used", torch.zeros_like(self.counts))
 
     @torch.no_grad()
     def update(self, codes: Tensor, residuals: Tensor) -> None:

@@ -57,6 +57,7 @@ def train(
     accelerator: Accelerator | None = None,
     identity: str = "",
     on_epoch: Callable[[int], None] | None = None,
+    on_step: Callable[[int], None] | None = None,
 ) -> TrainingReport:
     """Train `model` in place and leave it with its best weights, in evaluation mode.
 
@@ -80,6 +81,7 @@ def train(
         identity: fingerprint of what else decides the run (data, initial weights), so that its checkpoints are not mixed with another's.
         on_epoch: told the number of an epoch, from 0, before its batches are loaded, also where a run continues within it: what
             `collate_fn` draws has to depend on that number and on the samples alone.
+        on_step: told the number of every optimizer step, from 1, right after it: what it changes has to be part of the model's state.
 
     Raises:
         CEMGError: settings that do not fit the data, the machine or the checkpoint found in `folder`; a loss that is not finite;
@@ -91,7 +93,9 @@ def train(
     accelerator = _accelerator(config, folder) if accelerator is None else accelerator
     _check_accelerator(accelerator, config)
     try:
-        report = _Run(model, config, dataset, collate_fn, lengths, evaluate, folder, seed, accelerator, identity, on_epoch).complete()
+        report = _Run(
+            model, config, dataset, collate_fn, lengths, evaluate, folder, seed, accelerator, identity, on_epoch, on_step
+        ).complete()
     finally:
         for tracker in accelerator.trackers:
             tracker.finish()
@@ -132,8 +136,10 @@ class _Run:
         accelerator: Accelerator,
         identity: str,
         on_epoch: Callable[[int], None] | None,
+        on_step: Callable[[int], None] | None,
     ) -> None:
-        self.model, self.config, self.evaluate, self.accelerator, self.on_epoch = model, config, evaluate, accelerator, on_epoch
+        self.model, self.config, self.evaluate, self.accelerator = model, config, evaluate, accelerator
+        self.on_epoch, self.on_step = on_epoch, on_step
         self.started = self.last_checkpoint = time.monotonic()
         self.sampler = GlobalBatchSampler(
             len(dataset),  # type: ignore[arg-type]
@@ -285,6 +291,8 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update(self.progress.step + 1)
+        if self.on_step is not None:
+            self.on_step(self.progress.step + 1)
 
     def _end_epoch(self) -> str | None:
         """Evaluate where it is due, keep the best, write a checkpoint; the reason to stop, if there is one."""
@@ -296,16 +304,15 @@ class _Run:
             row |= self._metrics()
             row["seconds"] = round(self._seconds(), 3)
             progress.history.append(row)
-            best = -math.inf if progress.best is None else progress.best[config.metric_for_best]
-            if row[config.metric_for_best] > best:
+            wanted = config.metric_for_best
+            if not wanted or progress.best is None or row[wanted] > progress.best[wanted]:
                 self._keep_best(row)
             else:
                 progress.evaluations_since_best += 1
             if config.patience and progress.evaluations_since_best >= config.patience:
                 progress.stopped_by = "patience"
-            logger.info(
-                "epoch %d: train loss %.4f, %s %.5f", row["epoch"], row["train_loss"], config.metric_for_best, row[config.metric_for_best]
-            )
+            shown = f", {wanted} {row[wanted]:.5f}" if wanted else ""
+            logger.info("epoch %d: train loss %.4f%s", row["epoch"], row["train_loss"], shown)
         if exhausted:
             progress.stopped_by = "epochs" if progress.step == config.epochs * self.sampler.steps_per_epoch else "max_steps"
         self._log({"event": "epoch", "seconds": round(self._seconds(), 3), **row})
@@ -327,6 +334,8 @@ class _Run:
         broadcast_object_list(found, from_process=0)
         metrics = {str(name): float(value) for name, value in found[0].items()}
         wanted = self.config.metric_for_best
+        if not wanted:
+            return metrics
         if wanted not in metrics:
             raise CEMGError(f"metric_for_best: the evaluation returns no {wanted!r}; choose one of {', '.join(metrics) or 'none'}")
         if not math.isfinite(metrics[wanted]):

@@ -40,7 +40,9 @@ class LoopConfig:
     )
     eval_every: int = field(default=1, metadata={"help": "Epochs between evaluations; the last epoch is always evaluated."})
     patience: int = field(default=10, metadata={"help": "Evaluations without improvement after which training stops; 0 = never."})
-    metric_for_best: str = field(default="ndcg@10", metadata={"help": "Metric (higher is better) that chooses the best weights."})
+    metric_for_best: str = field(
+        default="ndcg@10", metadata={"help": "Metric (higher is better) that chooses the best weights; empty: the last ones win."}
+    )
     label_key: str = field(
         default="labels", metadata={"help": "Entry of a batch that holds the targets; -100 marks positions without one."}
     )

@@ -3,7 +3,8 @@
 Other than in the paper: the last level, which separates the items that share all codes before it, is a level of the residual quantiser
 like the others, not a number. Within a crowded branch the empty leaves take over: items that share a leaf are assigned, together and at
 the least cost, to the leaves of the branch, and what a full branch cannot hold goes to the nearest one with room (`assign_unique_codes`).
-That holds for every stream, so any of them can be written. Images have the vectors of the `encode` stage, not those of RQ-DINO.
+That holds for every stream, so any of them can be written. Images have the vectors of the `encode` stage, or, with `image_codes`, the codes
+of RQ-DINO.
 """
 
 from __future__ import annotations
@@ -23,14 +24,17 @@ from torch import Tensor
 from ..artefacts import Manifest, fingerprint_path, is_current, write_folder, write_json
 from ..errors import CEMGError
 from ..features.store import MODALITIES, FeatureStore, ModalityFeatures
-from ..models.cemg.assignment_cemg import assign_unique_codes, collision_rate
+from ..models.cemg.assignment_cemg import AssignmentReport, assign_unique_codes, collision_rate
 from ..models.mscgrec import MSCGRecTokenizer
+from ..settings import expand_path
 from .quantise import FeatureBatches, level_report, quantise
+from .rq_dino_codes import PictureCodes
 from .tokenizer_config import TokenizerTrainingConfig
 from .tokenizer_training import train_rqvae
 
 logger = logging.getLogger(__name__)
 
+IMAGE = "image"
 CODEBOOKS_NAME = "codebooks.safetensors"
 REPORT_NAME = "tokenizer_report.json"
 
@@ -44,6 +48,12 @@ class StreamsConfig:
         metadata={"help": "Modalities with a code stream each; those that the features do not hold are left out."},
     )
     decoded: str = field(default="collaborative", metadata={"help": "The stream that the decoder writes."})
+    image_codes: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder written by `cemg rq-dino`, whose codes are the image stream (default: a quantiser of the image vectors)."
+        },
+    )
     dropout: float = field(
         default=0.2, metadata={"help": "Share of the streams of history items that training does not show, never all of an item's."}
     )
@@ -81,19 +91,32 @@ def tokenize_streams(streams: StreamsConfig, config: TokenizerTrainingConfig, fe
         name = "identifiers" if config.identifiers > 1 else "start_from"
         raise CEMGError(f"tokenize.{name}: code streams are made anew and have one code per item each; leave it out")
     settings = asdict(config) | {"streams": streams.modalities}
-    manifest = Manifest("tokenize", settings, {"features": fingerprint_path(features)}, seed)
+    inputs = {"features": fingerprint_path(features)}
+    coded: PictureCodes | None = None
+    if streams.image_codes is not None and IMAGE in streams.modalities:
+        folder = expand_path(streams.image_codes, "streams.image_codes")
+        coded = PictureCodes.load(folder)
+        inputs["image_codes"] = fingerprint_path(folder)
+    manifest = Manifest("tokenize", settings, inputs, seed)
     if is_current(output, manifest):
         logger.info("tokenize: %s is up to date", output)
         return output
     started = time.perf_counter()
     store = FeatureStore.load(features)
-    names = _present(streams, store, features)
+    given = [name for name, feature in store.modalities.items() if feature.mask.any()]
+    names = _present(streams, given if coded is None else [*given, IMAGE], features)
     codes, mask, codebooks = [], [], {}
     report: dict[str, Any] = {"items": len(store.item_ids), "streams": {}}
     for name in names:
-        found, vectors, about = stream_codes(name, store.modalities[name], config, seed)
+        if name == IMAGE and coded is not None:
+            pictures = coded.of_items(store.item_ids)
+            found, vectors, about = picture_stream(pictures, config)
+            given = pictures.mask
+        else:
+            found, vectors, about = stream_codes(name, store.modalities[name], config, seed)
+            given = torch.from_numpy(np.array(store.modalities[name].mask))
         codes.append(found)
-        mask.append(torch.from_numpy(np.array(store.modalities[name].mask)))
+        mask.append(given)
         codebooks[name], report["streams"][name] = vectors, about
         logger.info(
             "tokenize: %s, %.2f %% of items share the codes before the last level", name, 100 * about["collision_rate_before_last_level"]
@@ -119,32 +142,57 @@ def stream_codes(
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """(N, M) unique codes of one modality, its code vectors (M, K, D), and a report on them.
 
-    The quantiser learns from the items that have the modality, which are assigned first. The others, whose codes no history shows, get
-    free ones, so that a decoder can write them too.
+    The quantiser learns from the items that have the modality.
     """
     given = np.array(features.mask)
-    present, absent = (torch.from_numpy(np.flatnonzero(rows)) for rows in (given, ~given))
     alone = replace(config, modalities=[name], lambda_align=0.0, modality_dropout=0.0, content_head_dim=0, content_vector_dim=0)
-    shown = {name: np.asarray(features.vectors[present.numpy()])}
-    rqvae, quality = train_rqvae(shown, {name: np.ones(len(present), dtype=bool)}, alone, seed)
+    shown = {name: np.asarray(features.vectors[np.flatnonzero(given)])}
+    rqvae, quality = train_rqvae(shown, {name: np.ones(int(given.sum()), dtype=bool)}, alone, seed)
     nearest = quantise(rqvae, FeatureBatches({name: features.vectors}, {name: given}))
     assert nearest.latent is not None
-    codes = torch.zeros_like(nearest.codes)
-    codes[present], assignment = assign_unique_codes(nearest.codes[present], nearest.latent[present], rqvae.codebooks)
-    codes[absent], _ = assign_unique_codes(nearest.codes[absent], nearest.latent[absent], rqvae.codebooks, taken=codes[present])
-    kept = {key: quality[key] for key in ("reconstruction_error", "pca_error", "seconds")}
-    return (
-        codes,
-        rqvae.codebooks.detach().contiguous(),
-        {
-            "present": len(present),
-            "masked": len(absent),
-            "levels": [level_report(column, config.codebook_size) for column in nearest.codes[present].T],
-            "collision_rate_before_last_level": collision_rate(nearest.codes[present, :-1]),
-            **asdict(assignment),
-            **kept,
-        },
-    )
+    codebooks = rqvae.codebooks.detach().contiguous()
+    codes, about = _assigned(nearest.codes, nearest.latent, torch.from_numpy(given), codebooks)
+    return codes, codebooks, about | {key: quality[key] for key in ("reconstruction_error", "pca_error", "seconds")}
+
+
+def picture_stream(pictures: PictureCodes, config: TokenizerTrainingConfig) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """The same as `stream_codes` where RQ-DINO has coded the pictures.
+
+    Raises:
+        CEMGError: codes of another length or size than those of the other streams.
+    """
+    levels, size, _ = pictures.codebooks.shape
+    if (levels, size) != (config.num_levels, config.codebook_size):
+        raise CEMGError(
+            f"streams.image_codes: has {levels} levels of {size} codes, tokenize {config.num_levels} of {config.codebook_size}; "
+            "streams have codes of one length: set tokenize.num_levels and codebook_size, or train RQ-DINO with these"
+        )
+    codes, about = _assigned(pictures.codes, pictures.latent, pictures.mask, pictures.codebooks)
+    return codes, pictures.codebooks.contiguous(), about | {"source": "rq-dino"}
+
+
+def unique_codes(nearest: Tensor, latent: Tensor, given: Tensor, codebooks: Tensor) -> tuple[Tensor, AssignmentReport]:
+    """(N, M) codes of which no two are the same, from nearest ones.
+
+    The items that have the modality, `given` (N,) bool, are assigned first. The others, whose codes no history shows, get free ones, so
+    that a decoder can write them too. The report counts the former.
+    """
+    codes = torch.zeros_like(nearest)
+    codes[given], assignment = assign_unique_codes(nearest[given], latent[given], codebooks)
+    codes[~given], _ = assign_unique_codes(nearest[~given], latent[~given], codebooks, taken=codes[given])
+    return codes, assignment
+
+
+def _assigned(nearest: Tensor, latent: Tensor, given: Tensor, codebooks: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    """Unique codes and what the report of a stream says of them."""
+    codes, assignment = unique_codes(nearest, latent, given, codebooks)
+    return codes, {
+        "present": int(given.sum()),
+        "masked": int((~given).sum()),
+        "levels": [level_report(column, codebooks.shape[1]) for column in nearest[given].T],
+        "collision_rate_before_last_level": collision_rate(nearest[given, :-1]),
+        **asdict(assignment),
+    }
 
 
 def load_codebooks(folder: str | Path, streams: Sequence[str]) -> list[Tensor] | None:
@@ -167,9 +215,9 @@ def load_codebooks(folder: str | Path, streams: Sequence[str]) -> list[Tensor] |
     return [found[name] for name in streams]
 
 
-def _present(streams: StreamsConfig, store: FeatureStore, features: str | Path) -> list[str]:
-    """The modalities that the features hold, in the order of the configuration."""
-    names = [name for name in streams.modalities if name in store.modalities and store.modalities[name].mask.any()]
+def _present(streams: StreamsConfig, available: Sequence[str], features: str | Path) -> list[str]:
+    """The modalities that are available, in the order of the configuration."""
+    names = [name for name in streams.modalities if name in available]
     left_out = [name for name in streams.modalities if name not in names]
     if left_out:
         logger.warning("tokenize: no item has %s; there is no such stream", " or ".join(left_out))

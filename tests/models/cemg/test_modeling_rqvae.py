@@ -140,8 +140,8 @@ def test_straight_through_gradient_reaches_encoder_and_only_commitment_pulls_it_
 def test_diversity_is_lowest_when_codes_are_used_evenly() -> None:
     model = build(num_levels=1, codebook_size=2, latent_dim=1)
     model.set_codes(0, torch.tensor([[-1.0], [1.0]]))
-    even = model._diversity_loss(torch.tensor([[[-1.1]], [[1.1]]]))
-    skewed = model._diversity_loss(torch.tensor([[[-1.1]], [[-1.2]]]))
+    even = model.diversity_loss(torch.tensor([[[-1.1]], [[1.1]]]))
+    skewed = model.diversity_loss(torch.tensor([[[-1.1]], [[-1.2]]]))
     assert 0 <= even < 1e-6
     assert skewed > 0.5
 

@@ -40,8 +40,8 @@ def plot_study(envelope: Mapping[str, Any], path: str | Path) -> None:
     """The figure of a question, a row of panels per recipe.
 
     RQ1 and RQ5: grouped bars of HR@10 and NDCG@10. RQ2: bars with the difference to full CEMG behind each. RQ3: seconds by stage on
-    top of each other, and milliseconds per user. RQ4: a line per swept setting. Streams: bars of NDCG@10,
-    and of milliseconds per user. Whiskers are one standard deviation over seeds.
+    top of each other, and milliseconds per user. RQ4: a line per swept setting. Streams: bars of NDCG@10 and of
+    milliseconds per user. Whiskers are one standard deviation over seeds.
 
     Args:
         envelope: content of the result file.

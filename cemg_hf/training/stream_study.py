@@ -12,6 +12,7 @@ from ..evaluation.report import SliceValues
 from ..evaluation.runs import EVALUATION_FOLDER, METRICS_NAME, MeasuredRun, read_runs
 from ..evaluation.stream_tables import LEFT_OUT, ONE_CODE, WITHOUT, stands_in
 from ..features.store import CONTENT_MODALITIES
+from .deadline import OutOfTime, time_is_up
 from .evaluate import evaluate
 from .footprint import measure_footprint
 from .latency import measure_latency
@@ -26,7 +27,7 @@ COLLISIONS = ("collision_rate_before_last_level", "collision_rate_before", "move
 
 
 def left_out(streams: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Part of a row → the streams that histories do not show: each in turn, and all content where that is several. Never all there are."""
+    """Part of a row → the streams that histories do not show: each in turn, and all content where that is several; never all streams."""
     content = tuple(name for name in streams if name in CONTENT_MODALITIES)
     chosen = [(name,) for name in streams] + ([content] if len(content) > 1 else [])
     return {WITHOUT + " and ".join(hidden): hidden for hidden in chosen if len(hidden) < len(streams)}
@@ -61,6 +62,8 @@ def measure(recipe: Recipe, variant: Variant, run: Path, command: str) -> dict[s
 
 def _without(recipe: Recipe, folders: Mapping[str, Path], part: str, hidden: Sequence[str], command: str) -> SliceValues:
     name, output = f"{recipe.system}, {part}", evaluation_of(folders["evaluate"].parent, part)
+    if not (output / METRICS_NAME).is_file() and time_is_up():
+        raise OutOfTime(f"{output}: the time of this call is used up; run the same command again to measure it")
     settings = {"name": name, "command": command, "seed": recipe.seed, "without_streams": hidden}
     evaluate(recipe.evaluate, folders["prepare"], folders["finetune"], output, **settings)  # type: ignore[arg-type]
     return json.loads((output / METRICS_NAME).read_text(encoding="utf-8"))["metrics"][name]

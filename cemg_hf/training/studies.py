@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,8 +145,12 @@ class Study:
         """
         started = time.perf_counter()
         with time_limit(self.config.time_budget_s):
-            for one in self._runs():
-                self._measure(one)
+            completed = [(one, self._completed(one)) for one in self._runs()]
+            # All times are taken at the end, next to each other: nothing of this study trains any more.
+            for one, found in completed:
+                measured = None if found is None else self._unless_stopped(one, partial(self._measured, one))
+                if found is not None and measured is not None:
+                    self.done.setdefault((one.recipe.name, one.variant.label), {})[one.recipe.seed] = found | measured
             if self.failed and not self.done:
                 raise CEMGError(next(iter(self.failed.values())))
             envelope = self._envelope(time.perf_counter() - started)
@@ -203,26 +208,31 @@ class Study:
         root = Path(self.config.output) / one.recipe.name / STORE
         return StageStore.of(one.recipe, root, trusted=self.config.prepared)
 
-    def _measure(self, one: StudyRun) -> None:
-        key = one.recipe.name, one.variant.label
+    def _completed(self, one: StudyRun) -> dict[str, Any] | None:
+        """The results of a run, which is finished first where there is time for it."""
+        return one.finished() if time_is_up() else self._unless_stopped(one, lambda: one.finished() or self._complete(one))
+
+    def _complete(self, one: StudyRun) -> dict[str, Any]:
+        logger.info("study %s: %s, %s, seed %d", self.config.question, one.recipe.name, one.variant.label, one.recipe.seed)
+        return one.complete(self._store(one), self.command)
+
+    def _measured(self, one: StudyRun) -> dict[str, Any]:
+        """What a question asks of a trained system beside its accuracy."""
+        if self.config.question == "rq3":
+            return {"latency": self._latency(one)}
+        return {STREAMS: measure(one.recipe, one.variant, one.folder, self.command)} if self.config.question == STREAMS else {}
+
+    def _unless_stopped(self, one: StudyRun, work: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
+        """What `work` gives; None, with a note of the reason, where time ran out or it cannot be done."""
         try:
-            found = one.finished()
-            if found is None and not time_is_up():
-                logger.info("study %s: %s, %s, seed %d", self.config.question, *key, one.recipe.seed)
-                found = one.complete(self._store(one), self.command)
-            if found is not None and self.config.question == "rq3":
-                found = found | {"latency": self._latency(one)}
-            if found is not None and self.config.question == STREAMS:
-                found = found | {STREAMS: measure(one.recipe, one.variant, one.folder, self.command)}
+            return work()
         except OutOfTime as error:
             logger.info("study %s: %s", self.config.question, error)
-            return
         except CEMGError as error:
+            key = one.recipe.name, one.variant.label
             logger.warning("study %s: %s, %s, seed %d cannot be run: %s", self.config.question, *key, one.recipe.seed, error)
             self.failed[key] = str(error)
-            return
-        if found is not None:
-            self.done.setdefault(key, {})[one.recipe.seed] = found
+        return None
 
     def _latency(self, one: StudyRun) -> dict[str, float | None]:
         """Milliseconds per user; None where time was up before they were measured."""

@@ -15,9 +15,11 @@ from cemg_hf.training.pipeline import FOLDERS, run
 
 
 def test_the_peak_is_of_what_is_held_at_once() -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
     def request() -> None:
         for _ in range(5):
-            first = torch.ones(1000)
+            first = torch.ones(1000, device=device)
             second = first + 1
             del first, second
 

@@ -44,6 +44,7 @@ from cemg_hf.training.tokenizer_config import TokenizerTrainingConfig
 
 DEFAULT_OUTPUT = Path(__file__).parent / "results" / "rq_dino.json"
 VGG = "VGG-16"
+VGG_SIZE = 224  # pixels
 SPEED_STEPS = 40
 COLUMNS = {
     "seeds": "seeds",
@@ -160,7 +161,7 @@ def within(config: RQDinoTrainingConfig, arguments: argparse.Namespace, folder: 
 
 def vgg_features(data: PreparedDataset, weights: str, work: Path) -> ModalityFeatures:
     """Averaged feature maps of VGG-16 at 224 pixels, through PCA as in the `encode` stage."""
-    config = ImageConfig(encoder="vgg16", weights=weights, layer="conv", batch_size=64 if torch.cuda.is_available() else 16)
+    config = ImageConfig(encoder="vgg16", weights=weights, layer="conv", size=VGG_SIZE, batch_size=64 if torch.cuda.is_available() else 16)
     encoder = VGGImageEncoder(config, work / "cache")
     raw = encoder.encode(data.items_table(["item_id", "image"]), data.folder)
     return projected(raw.vectors, raw.mask)

@@ -156,7 +156,7 @@ def train_rq_dino(config: RQDinoTrainingConfig, source: str | Path, output: str 
     network = SelfDistillation(
         model, pictures, MultiCrop(config.crops), config.distillation, config.loop.epochs, min(steps, config.loop.max_steps or steps)
     )
-    network.to(device).initialise_codebooks(config.loop.batch_size)
+    network.to(device).initialise(config.loop.batch_size)
     logger.info(
         "rq-dino: %s, %s parameters, %d pictures on %s",
         config.backbone,
@@ -246,7 +246,12 @@ def _start_fingerprint(config: RQDinoTrainingConfig) -> dict[str, str]:
 
 
 def _check_size(config: RQDinoTrainingConfig, pictures: Pictures) -> None:
-    """Warn where the codebooks are too large for the pictures, as the tokenizers do."""
+    """Raise CEMGError where the items have no room in the codes; warn where the codebooks are too large, as the tokenizers do."""
+    if len(pictures.item_ids) > config.codebook_size**config.num_levels:
+        raise CEMGError(
+            f"{len(pictures.item_ids)} items do not fit into {config.codebook_size}^{config.num_levels} codes: "
+            "raise codebook_size or num_levels"
+        )
     if len(pictures) < PICTURES_PER_CODE * config.codebook_size:
         logger.warning(
             "codebook_size %d is large for %d pictures (fewer than %d per code)", config.codebook_size, len(pictures), PICTURES_PER_CODE

@@ -16,12 +16,14 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import CEMGError
 from ..features.picture_store import Pictures
+from ..features.projection import Projection, can_fit
 from ..models.cemg.assignment_cemg import collision_rate
 from ..models.cemg.modeling_rqvae import QuantiserOutput
 from ..models.rq_dino import RQDinoModel
@@ -89,7 +91,8 @@ class PrototypeHead(nn.Module):
         )
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
+                # DINO's 0.02, which is this at its width of 2048. In a narrower head the same would let biases drown the pictures.
+                nn.init.trunc_normal_(layer.weight, std=layer.in_features**-0.5)
                 nn.init.zeros_(layer.bias)
         self.prototypes = nn.Parameter(torch.randn(config.prototypes, config.bottleneck_dim))
 
@@ -132,14 +135,26 @@ class SelfDistillation(nn.Module):
         return self.center.device
 
     @torch.no_grad()
-    def initialise_codebooks(self, batch_size: int) -> None:
-        """k-means on what the untrained network says of the whole pictures, batch statistics as in training."""
+    def initialise(self, batch_size: int) -> None:
+        """PCA of what the untrained backbone says of the whole pictures for the projection, k-means of the result for the codebooks.
+
+        Without it what all pictures have in common, most of a ReLU feature's length, would be most of z, and a collapse close at hand.
+        """
         rows = torch.randperm(len(self.pictures))[:KMEANS_PICTURES]
         # Two pictures at least: batch norm knows no variance of one.
         parts = [part for part in rows.split(max(2, batch_size)) if len(part) > 1]
+        encoder = self.student.encoder
         self.train()
-        latents = [self.student.encoder(self.student.preprocess(self.pictures.batch(part, self.device)[0])).float() for part in parts]
-        initialise_codebooks(self.student.quantiser, torch.cat(latents))
+        pixels = (self.student.preprocess(self.pictures.batch(part, self.device)[0]) for part in parts)
+        features = torch.cat([encoder.backbone(part).float() for part in pixels])
+        everywhere = np.ones(len(features), dtype=bool)
+        if can_fit(features.cpu().numpy(), everywhere):
+            principal, _ = Projection.fit(features.cpu().numpy(), everywhere, self.student.config.latent_dim)
+            weight = torch.from_numpy(principal.scale * principal.components).to(self.device)
+            encoder.projection.weight[: len(weight)] = weight
+            encoder.projection.bias[: len(weight)] = -weight @ torch.from_numpy(principal.mean).to(self.device)
+        self.teacher.load_state_dict(encoder.state_dict())
+        initialise_codebooks(self.student.quantiser, encoder.project(features))
         # The averages begin from the codebooks as they are now.
         size = min(batch_size, len(self.pictures)) * (2 + self.crops.config.local_crops)
         self.averages = MovingAverageCodebooks(self.student.quantiser, self.config.codebook_decay, size)

@@ -43,8 +43,8 @@ def tiny_settings(**changes: Any) -> RQDinoTrainingConfig:
         "num_levels": 2,
         "codebook_size": 4,
         "crops": {"size": 16, "local_size": 8, "local_crops": 2},
-        "distillation": {"prototypes": 16, "hidden_dim": 16, "bottleneck_dim": 8, "teacher_momentum": 0.9, "revive_every_steps": 4},
-        "loop": {"epochs": 2, "batch_size": 8, "learning_rate": 3e-3, "eval_every": 1},
+        "distillation": {"prototypes": 16, "hidden_dim": 16, "bottleneck_dim": 8, "teacher_momentum": 0.9, "revive_every_steps": 10},
+        "loop": {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "eval_every": 1},
     }
     for name, value in changes.items():
         section, _, key = name.partition("__")

@@ -20,7 +20,7 @@ def test_crops_have_the_sizes_asked_for_and_lie_in_the_unit_range() -> None:
     views, local = crops((pixels() * 255).byte(), torch.full((5,), 0.7))
     assert views.shape == (2, 5, 3, 24, 24)
     assert local.shape == (3, 5, 3, 10, 10)
-    assert 0 <= min(views.min(), local.min())
+    assert min(views.min(), local.min()) >= 0
     assert max(views.max(), local.max()) <= 1
 
 
@@ -54,10 +54,10 @@ def test_boxes_lie_in_the_picture_and_cover_the_share_asked_for() -> None:
     left, top, width, height = random_boxes(aspect, [0.1, 0.4]).unbind(1)
     assert min(left.min(), top.min()) >= 0
     assert max((left + width).max(), (top + height).max()) <= 1 + 1e-6
-    assert 0.1 - 1e-6 <= (width * height).min()
+    assert (width * height).min() >= 0.1 - 1e-6
     assert (width * height).max() <= 0.4 + 1e-6
     ratio = (width / height * aspect)[(width < 1) & (height < 1)]  # as it looks
-    assert 3 / 4 - 1e-4 <= ratio.min()
+    assert ratio.min() >= 3 / 4 - 1e-4
     assert ratio.max() <= 4 / 3 + 1e-4
 
 

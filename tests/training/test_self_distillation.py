@@ -19,7 +19,7 @@ def network(tmp_path: Path, **changes: object) -> SelfDistillation:
     config = tiny_settings(**changes)
     pictures = read_pictures(write_pictures(tmp_path / "pictures"), config.stored)
     found = SelfDistillation(build_model(config), pictures, MultiCrop(config.crops), config.distillation, epochs=10, total_steps=40)
-    found.initialise_codebooks(8)
+    found.initialise(8)
     return found.train()
 
 

@@ -38,7 +38,11 @@ class PictureEncoder(nn.Module):
         self.projection = nn.Linear(self.backbone.dimension, config.latent_dim)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        projected = self.projection(self.backbone(pixels))
+        return self.project(self.backbone(pixels))
+
+    def project(self, features: Tensor) -> Tensor:
+        """z (B, D) float32 of the backbone's features (B, F)."""
+        projected = self.projection(features)
         return functional.layer_norm(projected.float(), projected.shape[-1:])
 
 

@@ -24,10 +24,13 @@ from ..artefacts import Manifest, fingerprint_path, is_current, write_folder, wr
 from ..errors import CEMGError
 from ..features.store import MODALITIES, FeatureStore, ModalityFeatures
 from ..models.cemg.assignment_cemg import assign_unique_codes, collision_rate
-from ..models.mscgrec import MSCGRecTokenizer
-from .quantise import FeatureBatches, level_report, quantise
+from ..models.cemg.modeling_rqvae import CEMGRQVAE, ContentHead
+from ..models.mscgrec import MSCGRecTokenizer, StreamQuantisers
+from ..models.mscgrec.quantisers_mscgrec import head_of
+from .content_head import train_content_head
+from .quantise import FeatureBatches, level_report, projection_tensors, quantise
 from .tokenizer_config import TokenizerTrainingConfig
-from .tokenizer_training import train_rqvae
+from .tokenizer_training import seeded, train_rqvae
 
 logger = logging.getLogger(__name__)
 
@@ -88,16 +91,17 @@ def tokenize_streams(streams: StreamsConfig, config: TokenizerTrainingConfig, fe
     started = time.perf_counter()
     store = FeatureStore.load(features)
     names = _present(streams, store, features)
-    codes, mask, codebooks = [], [], {}
+    codes, mask, networks = [], [], {}
     report: dict[str, Any] = {"items": len(store.item_ids), "streams": {}}
     for name in names:
-        found, vectors, about = stream_codes(name, store.modalities[name], config, seed)
+        found, network, about = stream_codes(name, store.modalities[name], config, seed)
         codes.append(found)
         mask.append(torch.from_numpy(np.array(store.modalities[name].mask)))
-        codebooks[name], report["streams"][name] = vectors, about
+        networks[name], report["streams"][name] = network, about
         logger.info(
             "tokenize: %s, %.2f %% of items share the codes before the last level", name, 100 * about["collision_rate_before_last_level"]
         )
+    head, report["content_head"] = content_head(store, names, config, seed)
     tokenizer = MSCGRecTokenizer(
         item_ids=store.item_ids,
         stream_codes=torch.stack(codes, dim=1),
@@ -105,19 +109,22 @@ def tokenize_streams(streams: StreamsConfig, config: TokenizerTrainingConfig, fe
         streams=names,
         num_levels=config.num_levels,
         codebook_size=config.codebook_size,
+        quantisers=StreamQuantisers(networks, head),
+        encoders={name: dict(store.modalities[name].encoder) for name in names},
+        projections=projection_tensors(store, names),
     )
     report["items_without_any_modality"] = int((~tokenizer.stream_mask.any(dim=1)).sum())
     with write_folder(output, manifest, started) as scratch:
         tokenizer.save_pretrained(scratch)
-        save_file(codebooks, scratch / CODEBOOKS_NAME)
+        save_file({name: network.codebooks.detach().contiguous() for name, network in networks.items()}, scratch / CODEBOOKS_NAME)
         write_json(scratch / REPORT_NAME, report)
     return output
 
 
 def stream_codes(
     name: str, features: ModalityFeatures, config: TokenizerTrainingConfig, seed: int
-) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """(N, M) unique codes of one modality, its code vectors (M, K, D), and a report on them.
+) -> tuple[Tensor, CEMGRQVAE, dict[str, Any]]:
+    """(N, M) unique codes of one modality, the network behind them, and a report on them.
 
     The quantiser learns from the items that have the modality, which are assigned first. The others, whose codes no history shows, get
     free ones, so that a decoder can write them too.
@@ -135,7 +142,7 @@ def stream_codes(
     kept = {key: quality[key] for key in ("reconstruction_error", "pca_error", "seconds")}
     return (
         codes,
-        rqvae.codebooks.detach().contiguous(),
+        rqvae,
         {
             "present": len(present),
             "masked": len(absent),
@@ -145,6 +152,22 @@ def stream_codes(
             **kept,
         },
     )
+
+
+def content_head(
+    store: FeatureStore, names: Sequence[str], config: TokenizerTrainingConfig, seed: int
+) -> tuple[ContentHead | None, dict[str, Any] | None]:
+    """The head that predicts the collaborative vector of a new item from its content, and a report on it (see `train_content_head`).
+
+    None where `tokenize.content_head_dim` is 0, there is no collaborative stream, or no other one.
+    """
+    with seeded(seed, torch.device("cpu")):
+        head = head_of({name: store.modalities[name].vectors.shape[1] for name in names}, config.content_head_dim)
+        if head is None:
+            return None, None
+        chosen = {name: store.modalities[name] for name in names}
+        data = FeatureBatches({name: one.vectors for name, one in chosen.items()}, {name: one.mask for name, one in chosen.items()})
+        return head, train_content_head(head, data)
 
 
 def load_codebooks(folder: str | Path, streams: Sequence[str]) -> list[Tensor] | None:

@@ -96,7 +96,7 @@ def add_encoded_items(tokenizer: CEMGTokenizer, item_ids: Sequence[str], encoded
         raise CEMGError(f"the new items cannot be added: {error}") from error
     if not usable.all():
         missing = item_ids[int(np.flatnonzero(~usable)[0])]
-        logger.warning("%d new items have no content that can be read and are not added (first: %s)", (~usable).sum(), missing)
+        logger.warning("%d new items have no content that gives them a code and are not added (first: %s)", (~usable).sum(), missing)
     if not usable.any():
         raise CEMGError(
             f"no new item has {' or '.join(tokenizer.projections) or 'content'} that can be read; there is nothing to code it by"

@@ -61,8 +61,9 @@ def test_description_and_weights_are_all_of_it():
         again = StreamQuantisers.from_description(described, quantisers.state_dict())
         features, masks = inputs()
         features, masks = ({name: values[name] for name in again.sizes if name in values} for values in (features, masks))
-        for one, other in zip(again.code(features, masks, predict=True).values(), quantisers.code(features, masks, predict=True).values()):
-            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+        found, expected = (one.code(features, masks, predict=True) for one in (again, quantisers))
+        for name, codes in expected.items():
+            assert all(torch.equal(a, b) for a, b in zip(found[name], codes, strict=True)), name
         assert not again.training
         assert not any(parameter.requires_grad for parameter in again.parameters())
 

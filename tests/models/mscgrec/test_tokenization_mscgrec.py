@@ -204,14 +204,14 @@ def test_items_that_the_written_stream_cannot_code_are_refused_and_nothing_chang
             growing_stream_tokenizer(),
             {"collaborative": "masked"},
             {},
-            "'a' has nothing for the collaborative codes; give it image or text and",
+            "'a' has nothing for the collaborative codes; give it image or",
         ),
         (growing_stream_tokenizer(head=False), {}, {}, r"no content head .*tokenize.content_head_dim above 0.*streams.decoded"),
         (
             growing_stream_tokenizer(streams=["image", "text"]),
             {},
             {"image": one},
-            "'a' has nothing for the image codes; give its image vector",
+            "'a' has nothing for the image codes; give its image",
         ),
         (growing_stream_tokenizer(), {}, {"text": one, "image": one}, "'a' has no modality at all"),
         (TOKENIZER, {}, {}, "holds no networks to code new items with; run `cemg tokenize`"),
@@ -253,19 +253,13 @@ def test_which_items_can_be_coded_depends_on_the_stream_that_is_written():
 
 
 def test_networks_of_other_streams_or_shapes_are_refused():
-    given = {
-        "item_ids": TOKENIZER.item_ids,
-        "stream_codes": stream_codes(),
-        "streams": STREAMS,
-        "num_levels": LEVELS,
-        "codebook_size": SIZE,
-    }
+    shape = {"streams": STREAMS, "num_levels": LEVELS, "codebook_size": SIZE}
     for quantisers, message in (
         (stream_quantisers(["text"]), "networks of text for the streams collaborative, text, image"),
         (stream_quantisers(codebook_size=5), "that of collaborative writes 3 × 5 codes, the tokenizer has 3 × 6"),
     ):
         with pytest.raises(ValueError, match=message):
-            MSCGRecTokenizer(**given, quantisers=quantisers)
+            MSCGRecTokenizer(item_ids=TOKENIZER.item_ids, stream_codes=stream_codes(), **shape, quantisers=quantisers)
 
 
 # ---- bad input ---------------------------------------------------------------------------------------------------------------------

@@ -282,12 +282,12 @@ class CEMGTokenizer(PreTrainedTokenizer):
             ValueError: no RQ-VAE, ids that exist or repeat, vectors that do not fit or are not finite, an item without any
                 modality, or more items than codes. The tokenizer is left as it was.
         """
-        if self.rqvae is None:
-            raise ValueError("this tokenizer has no RQ-VAE to code new items with; load one that `cemg tokenize` wrote")
+        sizes = self._input_sizes()
         item_ids = self._check_new_ids(item_ids)
         check_collaborative(collaborative)
         before = self._catalogue
-        latent, nearest, content = self._quantise_raw(item_ids, vectors, masks or {}, predict=collaborative == "predicted")
+        latent, nearest, content = self._quantise_raw(item_ids, vectors, masks or {}, sizes, predict=collaborative == "predicted")
+        assert self.rqvae is not None
         codes, report = assign_unique_codes(nearest, latent, self.rqvae.codebooks.detach(), taken=before.item_codes)
         self._catalogue = self._new_catalogue(
             before.item_ids + item_ids,
@@ -307,7 +307,8 @@ class CEMGTokenizer(PreTrainedTokenizer):
         Raises:
             ValueError: a tokenizer that takes no new items at all.
         """
-        given = [_mask(name, mask, len(mask)) for name, mask in masks.items() if name in self.projections]
+        sizes = self._input_sizes()
+        given = [_mask(name, mask, len(mask)) for name, mask in masks.items() if name in sizes]
         size = len(next(iter(masks.values())))
         return torch.stack(given).any(dim=0) if given else torch.zeros(size, dtype=torch.bool)
 
@@ -327,6 +328,12 @@ class CEMGTokenizer(PreTrainedTokenizer):
         remaining = [before.item_ids[index] for index in kept.nonzero().flatten().tolist()]
         vectors = None if before.item_vectors is None else before.item_vectors[kept]
         self._catalogue = self._new_catalogue(remaining, before.item_codes[kept], before.new_items[kept], vectors)
+
+    def _input_sizes(self) -> Mapping[str, int]:
+        """Modality -> dimension of what is read by the network that codes new items; ValueError where there is none."""
+        if self.rqvae is None:
+            raise ValueError("this tokenizer has no RQ-VAE to code new items with; load one that `cemg tokenize` wrote")
+        return self.rqvae.config.modality_dims
 
     def _check_new_ids(self, item_ids: Sequence[str]) -> list[str]:
         if isinstance(item_ids, str):
@@ -353,7 +360,7 @@ class CEMGTokenizer(PreTrainedTokenizer):
 
     @torch.no_grad()
     def _quantise_raw(
-        self, item_ids: list[str], vectors: Mapping[str, Any], masks: Mapping[str, Any], predict: bool
+        self, item_ids: list[str], vectors: Mapping[str, Any], masks: Mapping[str, Any], sizes: Mapping[str, int], predict: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         """z (n, D), nearest codes (n, M) and content vectors (n, V), on the CPU, from raw encoder vectors; a block of items at a time."""
         rqvae = self.rqvae
@@ -362,7 +369,7 @@ class CEMGTokenizer(PreTrainedTokenizer):
         was_training = rqvae.training
         rqvae.eval()
         try:
-            for _, features, given in self._inputs(item_ids, vectors, masks, rqvae.config.modality_dims, rqvae.codebooks.device):
+            for _, features, given in self._inputs(item_ids, vectors, masks, sizes, rqvae.codebooks.device):
                 if predict:
                     features, given = rqvae.fill_collaborative(features, given)
                 z = rqvae.encode(features, given)

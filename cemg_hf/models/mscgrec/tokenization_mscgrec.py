@@ -182,7 +182,7 @@ class MSCGRecTokenizer(CEMGTokenizer):
             ValueError: as there, no networks behind the streams, or an item without what the written stream codes. The tokenizer is left
                 as it was.
         """
-        quantisers = self._codes_new_items()
+        quantisers = self._networks()
         item_ids = self._check_new_ids(item_ids)
         check_collaborative(collaborative)
         before, size = self._streams, len(item_ids)
@@ -202,10 +202,11 @@ class MSCGRecTokenizer(CEMGTokenizer):
         codes, reports = [], []
         for stream, name in enumerate(self.streams):
             # Codes of what an item lacks are never shown; they are unique as well, so that any stream can be the one that is written.
-            nearest, latent = (torch.cat([getattr(block, part) for block in blocks[name]]).cpu() for part in ("codes", "latent"))
-            assigned, report = assign_unique_codes(
-                nearest, latent, quantisers.network(name).codebooks.detach().cpu(), taken=before.stream_codes[:, stream]
-            )
+            nearest, latent = (torch.cat([getattr(block, part) for block in blocks[name]]) for part in ("codes", "latent"))
+            held = before.stream_codes[:, stream]
+            # Where the mask hides them, codes may be anything, or the same twice.
+            held = torch.unique(held[((held >= 0) & (held < self.codebook_size)).all(dim=1)], dim=0)
+            assigned, report = assign_unique_codes(nearest, latent, quantisers.network(name).codebooks.detach(), taken=held)
             codes.append(assigned)
             reports.append(report)
         made_of = (
@@ -225,7 +226,7 @@ class MSCGRecTokenizer(CEMGTokenizer):
         Raises:
             ValueError: no networks behind the streams, or no item could have such a thing.
         """
-        quantisers, written = self._codes_new_items(), self.streams[0]
+        quantisers, written = self._networks(), self.streams[0]
         serve = [written]
         if written == COLLABORATIVE and collaborative == "predicted" and quantisers.content_head is not None:
             serve += quantisers.content_head.dims
@@ -233,7 +234,10 @@ class MSCGRecTokenizer(CEMGTokenizer):
             raise ValueError(f"new items have nothing for the collaborative codes; {self._remedy()}")
         return super().codable({name: mask if name in serve else torch.zeros(len(mask), dtype=torch.bool) for name, mask in masks.items()})
 
-    def _codes_new_items(self) -> StreamQuantisers:
+    def _input_sizes(self) -> Mapping[str, int]:
+        return self._networks().sizes
+
+    def _networks(self) -> StreamQuantisers:
         """The networks behind the streams; ValueError where there are none."""
         if self.quantisers is None:
             raise ValueError(

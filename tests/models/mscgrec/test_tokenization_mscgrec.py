@@ -167,6 +167,28 @@ def test_a_new_item_comes_to_the_nearest_code_of_each_stream_where_that_is_free(
     assert added.moved == int((added.item_codes != nearest["collaborative"].codes).any(dim=1).sum())
 
 
+def test_codes_that_the_mask_hides_may_be_anything_when_items_come():
+    codes, mask = stream_codes(), torch.ones(ITEMS, 3, dtype=torch.bool)
+    mask[:5, 1], mask[5:9, 2] = False, False
+    codes[:5, 1], codes[5:9, 2] = -1, codes[0, 2]
+    tokenizer = growing_stream_tokenizer().with_layout(base_vocab_size=2, max_history=5)
+    tokenizer = MSCGRecTokenizer(
+        item_ids=tokenizer.item_ids,
+        stream_codes=codes,
+        stream_mask=mask,
+        streams=STREAMS,
+        num_levels=LEVELS,
+        codebook_size=SIZE,
+        quantisers=tokenizer.quantisers,
+        projections=tokenizer.projections,
+    )
+    tokenizer.add_items(["a", "b", "c"], raw_vectors(3))
+    assert torch.equal(tokenizer.stream_codes[:ITEMS], codes)
+    for stream in (1, 2):
+        shown = tokenizer.stream_codes[tokenizer.stream_mask[:, stream], stream]
+        assert len(shown.unique(dim=0)) == len(shown)
+
+
 def test_a_grown_catalogue_survives_saving_another_layout_and_further_changes(tmp_path):
     tokenizer = growing_stream_tokenizer()
     tokenizer.remove_items(["item7"])
@@ -237,10 +259,8 @@ def test_items_that_the_written_stream_cannot_code_are_refused_and_nothing_chang
 def test_which_items_can_be_coded_depends_on_the_stream_that_is_written():
     text, image = torch.tensor([True, False, True, False]), torch.tensor([True, True, False, False])
     masks = {"text": text, "image": image}
-    projections = {name: {} for name in STREAMS}
 
     def codable(tokenizer, given=masks, **options):
-        tokenizer.projections = projections
         return tokenizer.codable(given, **options).tolist()
 
     assert codable(growing_stream_tokenizer()) == [True, True, True, False]

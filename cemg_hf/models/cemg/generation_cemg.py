@@ -230,7 +230,7 @@ def constrained_beam_search(
 def _child_scores(logits: Tensor, children: Children, scores: Tensor, permissible: Children | None = None) -> Tensor:
     """(B, W·D) fp32 scores of all children: those of the beams (B, W) and log p of the child's code.
 
-    log p is over the K logits (B, W, K), or over those of the `permissible` children, among which `children` are.
+    log p is over the K logits (B, W, K), or over those of the `permissible` children alone, among which `children` are.
     """
     log_probs = code_log_probs(logits, children.codes, permissible)
     return torch.where(children.valid, log_probs + scores.unsqueeze(-1), -torch.inf).flatten(1)

@@ -68,7 +68,8 @@ class Kept:
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or not all(map(_is_traceable, sources)):
             return compute()
         kind = sources[0].device.type
-        cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        cast = torch.get_autocast_dtype(kind) if casts else None
         circumstances = (_Steps.count, cast, len(sources))
         found = self._found
         if found is not None and found[0] == circumstances:

@@ -133,6 +133,12 @@ def test_autocast_has_its_own_result():
     assert torch.equal(case.get(), exact)
 
 
+def test_tensors_without_memory_are_kept_too():
+    case = Case()
+    case.weight, case.table = nn.Parameter(case.weight.to("meta")), case.table.to("meta")
+    assert case.get() is case.get()
+
+
 def test_tensors_of_classes_of_their_own_are_not_kept():
     class Shard(Tensor):
         pass

@@ -34,7 +34,8 @@ class StageStore:
         for stage in SHARED_STAGES:
             settings.append(asdict(getattr(recipe, stage)))
             if stage == "tokenize" and recipe.streams is not None:
-                settings.append({"streams": recipe.streams.modalities})
+                coded = recipe.streams.image_codes
+                settings.append({"streams": recipe.streams.modalities} | ({} if coded is None else {"image_codes": coded}))
             keys[stage] = f"{stage}-{fingerprint(json.dumps([recipe.seed, *settings], sort_keys=True, default=str))[:16]}"
         return cls(root, keys, trusted)
 

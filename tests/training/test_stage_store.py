@@ -68,3 +68,8 @@ def test_keys_follow_everything_before_a_stage_and_nothing_after_it() -> None:
     assert {stage for stage, key in keys(system="letter").items() if key != base[stage]} == {"tokenize"}
     assert {stage for stage, key in keys(system="tiger").items() if key != base[stage]} == {"encode", "tokenize"}
     assert not set(keys(seed=2).values()) & set(base.values())
+    streams = keys(system="mscgrec")
+    for part in ("streams.image_codes=codes", "streams.modalities=[collaborative, text]"):
+        assert {stage for stage, key in keys(part, system="mscgrec").items() if key != streams[stage]} == {"tokenize"}
+    assert keys("streams.image_codes=one", system="mscgrec") != keys("streams.image_codes=two", system="mscgrec")
+    assert keys("streams.decoded=text", system="mscgrec") == streams

@@ -90,8 +90,8 @@ def add_encoded_items(tokenizer: CEMGTokenizer, item_ids: Sequence[str], encoded
     used = {name: value for name, value in encoded.items() if name in tokenizer.projections}
     usable = np.zeros(len(item_ids), dtype=bool)
     try:
-        if used:
-            usable = tokenizer.codable({name: mask for name, (_, mask) in used.items()}, collaborative).numpy()
+        if encoded:  # also what the tokenizer does not read: one that takes no new items says so itself
+            usable = tokenizer.codable({name: mask for name, (_, mask) in encoded.items()}, collaborative).numpy()
     except ValueError as error:
         raise CEMGError(f"the new items cannot be added: {error}") from error
     if not usable.all():

@@ -54,3 +54,6 @@ def test_nothing_to_code_by_and_known_ids_are_errors() -> None:
     with pytest.raises(CEMGError, match="the new items cannot be added: item id 'a'"):
         add_encoded_items(grown, ["a"], {"text": (vectors, np.ones(1, dtype=bool))}, "masked")
     assert grown.item_ids == ["a", "b", "c"]
+    closed = CEMGTokenizer(item_ids=["a"], item_codes=torch.tensor([[0, 0]]), num_levels=2, codebook_size=8)
+    with pytest.raises(CEMGError, match="cannot be added: this tokenizer has no RQ-VAE"):
+        add_encoded_items(closed, ["x"], {"text": (vectors, np.ones(1, dtype=bool))}, "masked")

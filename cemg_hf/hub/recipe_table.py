@@ -21,6 +21,8 @@ def content_of(recipe: Mapping[str, Any]) -> list[str]:
 def streams_of(recipe: Mapping[str, Any]) -> list[str]:
     """The modalities with a code stream each, those left out that its data is known to lack, in the order of the recipe."""
     present = content_of(recipe)
+    if recipe["streams"].get("image_codes"):
+        present.append("image")  # from pictures of its own, which `encode` need not read
     return [name for name in recipe["streams"]["modalities"] if name in present]
 
 
@@ -48,6 +50,7 @@ def recipe_rows(recipe: Mapping[str, Any]) -> dict[str, str]:
         streams = recipe["streams"]
         rows["code streams"] = (
             f"{', '.join(streams_of(recipe))}; written: {streams['decoded']}; {streams['dropout']:g} of them hidden in training"
+            + ("; image codes by RQ-DINO" if streams.get("image_codes") else "")
         )
     if train.get("dense") is not None:
         tower = train["dense"]

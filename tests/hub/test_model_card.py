@@ -91,6 +91,12 @@ def test_the_method_is_that_of_the_recipe() -> None:
         assert "2512.21543" not in card
         assert f"4 tokens for each of\n{streams}, a history shows them all, and a T5 writes the text code of the next item" in card
         assert f"- code streams: {streams}; written: text; 0.2 of them hidden in training" in card
+    assert "RQ-DINO" not in card
+    taken = asdict(load_recipe("sample", ["streams.image_codes=/pictures", "encode.modalities=[text, collaborative]"], system="mscgrec"))
+    card = model_card(replace(card_model("sample"), recipe=taken), found | {"intervals": {}})
+    assert (
+        "- code streams: collaborative, text, image; written: collaborative; 0.2 of them hidden in training; image codes by RQ-DINO" in card
+    )
 
 
 def test_a_licence_of_its_own_has_a_name_and_a_place() -> None:

@@ -149,7 +149,7 @@ def finetune(
     output = Path(output)
     manifest = Manifest(
         stage="finetune",
-        settings=asdict(config) if streams is None else asdict(config) | {"streams": asdict(streams)},
+        settings=asdict(config) | ({} if streams is None else {"streams": _settings_of(streams)}),
         inputs={"dataset": fingerprint_path(dataset), "tokenizer": fingerprint_path(tokenizer)},
         seed=seed,
     )
@@ -223,6 +223,11 @@ def finetune(
             shutil.rmtree(folder, ignore_errors=True)
     state.wait_for_everyone()
     return output
+
+
+def _settings_of(streams: StreamsConfig) -> dict[str, Any]:
+    """What training goes by; where the image codes are from is the tokenizer's, which is an input, and that folder may move."""
+    return {name: value for name, value in asdict(streams).items() if name != "image_codes"}
 
 
 def training_batches(

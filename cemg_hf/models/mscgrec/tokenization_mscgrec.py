@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..cemg.assignment_cemg import assign_unique_codes
+from ..cemg.assignment_cemg import AssignmentReport, assign_unique_codes
 from ..cemg.modeling_rqvae import COLLABORATIVE
 from ..cemg.tokenization_cemg import (
     AddedItems,
@@ -196,23 +196,23 @@ class MSCGRecTokenizer(CEMGTokenizer):
         present = torch.zeros(size, len(self.streams), dtype=torch.bool)
         start = 0
         for ids, features, given in self._inputs(item_ids, vectors, masks or {}, quantisers.sizes, quantisers.device):
-            found = quantisers.code(features, given, predict=collaborative == "predicted")
-            unknown = ~found[self.streams[0]].known
+            coded = quantisers.code(features, given, predict=collaborative == "predicted")
+            unknown = ~coded[self.streams[0]].known
             if bool(unknown.any()):
                 raise ValueError(f"item {ids[int(unknown.nonzero()[0])]!r} has nothing for the {self.streams[0]} codes; {self._remedy()}")
             for stream, name in enumerate(self.streams):
-                blocks[name].append(found[name])
+                blocks[name].append(coded[name])
                 if name in given:
                     present[start : start + len(ids), stream] = given[name].cpu()
             start += len(ids)
         codes, reports = [], []
         for stream, name in enumerate(self.streams):
             # Codes of what an item lacks are never shown; they are unique as well, so that any stream can be the one that is written.
-            nearest, latent = (torch.cat([getattr(block, part) for block in blocks[name]]) for part in ("codes", "latent"))
+            found = StreamCodes(*(torch.cat(parts).cpu() for parts in zip(*blocks[name], strict=True)))
             held = before.stream_codes[:, stream]
             # Where the mask hides them, codes may be anything, or the same twice.
             held = torch.unique(held[((held >= 0) & (held < self.codebook_size)).all(dim=1)], dim=0)
-            assigned, report = assign_unique_codes(nearest, latent, quantisers.network(name).codebooks.detach(), taken=held)
+            assigned, report = _unique_codes(found, quantisers.network(name).codebooks.detach(), held)
             codes.append(assigned)
             reports.append(report)
         made_of = (
@@ -366,6 +366,17 @@ class MSCGRecTokenizer(CEMGTokenizer):
 
     def _catalogue_tensors(self) -> dict[str, Tensor]:
         return super()._catalogue_tensors() | {"stream_codes": self.stream_codes.int(), "stream_mask": self.stream_mask}
+
+
+def _unique_codes(found: StreamCodes, codebooks: Tensor, taken: Tensor) -> tuple[Tensor, AssignmentReport]:
+    """(n, M) codes of which none is taken and no two are the same, and the report on those that say something of their item.
+
+    These are assigned first, as in training: an item that lacks the modality takes nothing from one that has it.
+    """
+    codes, known = torch.zeros_like(found.codes), found.known
+    codes[known], report = assign_unique_codes(found.codes[known], found.latent[known], codebooks, taken=taken)
+    codes[~known], _ = assign_unique_codes(found.codes[~known], found.latent[~known], codebooks, torch.cat([taken, codes[known]]))
+    return codes, report
 
 
 def _check_networks(quantisers: StreamQuantisers, streams: list[str], num_levels: int, codebook_size: int) -> None:

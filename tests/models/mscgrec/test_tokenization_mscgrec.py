@@ -189,6 +189,16 @@ def test_codes_that_the_mask_hides_may_be_anything_when_items_come():
         assert len(shown.unique(dim=0)) == len(shown)
 
 
+def test_new_items_that_lack_a_modality_take_nothing_from_those_that_have_it():
+    vectors, count = raw_vectors(60), 60
+    lacks = torch.arange(count) % 2 == 0
+    together, alone = growing_stream_tokenizer(), growing_stream_tokenizer()
+    together.add_items([f"new{item}" for item in range(count)], vectors, {"text": ~lacks, "image": torch.ones(count, dtype=torch.bool)})
+    kept = (~lacks).nonzero().flatten()
+    alone.add_items([f"new{item}" for item in kept.tolist()], {name: values[kept] for name, values in vectors.items()})
+    assert torch.equal(together.stream_codes[ITEMS:, 1][kept], alone.stream_codes[ITEMS:, 1])
+
+
 def test_a_grown_catalogue_survives_saving_another_layout_and_further_changes(tmp_path):
     tokenizer = growing_stream_tokenizer()
     tokenizer.remove_items(["item7"])

@@ -63,6 +63,8 @@ class ImageConfig:
     @property
     def is_folder(self) -> bool:
         """Whether the encoder is a network of the user's own rather than one known by name."""
+        if self.encoder in (*NETWORKS, COLOUR_GRADIENT):  # whatever folder of that name happens to lie here
+            return False
         return "/" in self.encoder or Path(self.encoder).is_dir()
 
     def check(self) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torchvision import models
 
 from cemg_hf.errors import CEMGError
-from cemg_hf.features.image import ImageConfig, VGGImageEncoder
+from cemg_hf.features.image import COLOUR_GRADIENT, ImageConfig, VGGImageEncoder
 from cemg_hf.features.pictures import image_sources, open_image
 
 TRUNCATED = jpeg(9)[: len(jpeg(9)) // 2]
@@ -151,3 +151,10 @@ def test_broken_weights_file(name: str, tmp_path: Path) -> None:
 def test_wrong_settings(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(CEMGError, match=message):
         VGGImageEncoder(ImageConfig(**settings), tmp_path)
+
+
+def test_a_folder_of_the_name_of_a_network_is_not_taken_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("vgg16", COLOUR_GRADIENT, "mine"):
+        (tmp_path / name).mkdir()
+        assert ImageConfig(encoder=name).is_folder == (name == "mine")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision import models
-from transformers import AutoConfig, AutoModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 
 from ..errors import CEMGError
 from ..models.rq_dino.backbones_rq_dino import TORCHVISION
@@ -20,9 +21,16 @@ def named_backbone(name: str, settings: dict[str, Any]) -> tuple[str, dict[str, 
     """A backbone as `RQDinoConfig` names it: that of a folder or Hub id by its model type and configuration.
 
     Raises:
-        CEMGError: no such folder or repository, or settings for a network that brings its own.
+        CEMGError: no such folder or repository, settings for a network that brings its own, or settings that it does not have.
     """
     if not _is_pretrained(name):
+        if settings and name in CONFIG_MAPPING:
+            known = AutoConfig.for_model(name).to_dict()
+            unknown = sorted(settings.keys() - known.keys())
+            if unknown:  # transformers would take them and do nothing
+                near = get_close_matches(unknown[0], known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"see the configuration of {name} in transformers"
+                raise CEMGError(f"backbone_settings: {name} has no {unknown[0]!r}; {hint}")
         return name, settings
     if settings:
         raise CEMGError(f"backbone_settings: {name} brings its own configuration; leave them out")
@@ -30,7 +38,8 @@ def named_backbone(name: str, settings: dict[str, Any]) -> tuple[str, dict[str, 
         config = AutoConfig.from_pretrained(_place(name))
     except (OSError, ValueError) as error:
         raise CEMGError(f"backbone = {name!r}: no model of transformers there ({' '.join(str(error).split())[:200]})") from error
-    return str(config.model_type), config.to_diff_dict()
+    about_the_file = ("model_type", "architectures", "transformers_version", "dtype")
+    return str(config.model_type), {key: value for key, value in config.to_diff_dict().items() if key not in about_the_file}
 
 
 def load_start(network: nn.Module, backbone: str, weights: str | None) -> None:

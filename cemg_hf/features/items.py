@@ -58,8 +58,9 @@ def load_encoder(
         encoder = text_encoder(replace(text, encoder=source) if source else text, cache_folder)
     else:
         image = ImageConfig(**settings, device=device)
-        moved = {"encoder" if image.is_folder else "weights": source}
-        encoder = image_encoder(replace(image, **moved) if source else image, cache_folder)
+        if source:
+            image = replace(image, encoder=source) if image.is_folder else replace(image, weights=source)
+        encoder = image_encoder(image, cache_folder)
     if verify and encoder.fingerprint != description["fingerprint"]:
         raise CEMGError(
             f"{description['modality']} encoder {description['name']}: not the weights and settings that made the features in {folder}; "

@@ -152,7 +152,7 @@ def train_rq_dino(config: RQDinoTrainingConfig, source: str | Path, output: str 
     rows = _Rows(len(pictures), config.passes)
     steps = config.loop.epochs * -(-len(rows) // config.loop.batch_size)
     # Channels last is the layout convolutions are fastest in.
-    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
     network = SelfDistillation(
         model, pictures, MultiCrop(config.crops), config.distillation, config.loop.epochs, min(steps, config.loop.max_steps or steps)
     )
@@ -183,7 +183,7 @@ def train_rq_dino(config: RQDinoTrainingConfig, source: str | Path, output: str 
         )
     found = network.encode()
     with write_folder(output, manifest, started) as scratch:
-        model.cpu().to(memory_format=torch.contiguous_format).save_pretrained(scratch)  # type: ignore[call-overload]
+        model.cpu().to(memory_format=torch.contiguous_format).save_pretrained(scratch)
         quality = _write_codes(scratch, model, pictures, found)
         write_json(scratch / REPORT_NAME, quality | {"unreadable": pictures.unreadable, "training": asdict(report)})
         plot_distillation(report.history, scratch / CURVE_NAME, f"RQ-DINO, {config.backbone}, {len(pictures):,} pictures")

@@ -280,7 +280,7 @@ def test_it_runs_to_its_metrics_and_is_exported(tmp_path: Path) -> None:
     assert "import cemg_hf" in (tmp_path / "hub" / "README.md").read_text()
 
 
-def picture_codes(levels: int = 4, size: int = 6) -> PictureCodes:
+def picture_codes(levels: int = 3, size: int = 6) -> PictureCodes:
     """Codes of pictures of all items but two, in an order of their own, and of one that the catalogue does not know."""
     torch.manual_seed(5)
     ids = ["stranger", *(f"i{item}" for item in reversed(range(ITEMS)) if item not in (2, 7))]
@@ -324,6 +324,6 @@ def test_picture_codes_of_another_shape_or_place_are_refused(tmp_path: Path) -> 
     with pytest.raises(CEMGError, match=r"codes\.safetensors is missing; give a folder written by `cemg rq-dino`"):
         tokenize_streams(StreamsConfig(image_codes=str(place)), CODES, tmp_path / "features", tmp_path / "tokenizer", 0)
     place.mkdir()
-    picture_codes(levels=3).save(place)
-    with pytest.raises(CEMGError, match=r"has 3 levels of 6 codes, tokenize 4 of 6"):
+    picture_codes(levels=4).save(place)
+    with pytest.raises(CEMGError, match=r"has 4 levels of 6 codes, tokenize 3 of 6"):
         tokenize_streams(StreamsConfig(image_codes=str(place)), CODES, tmp_path / "features", tmp_path / "tokenizer", 0)

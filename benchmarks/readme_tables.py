@@ -20,6 +20,8 @@ from typing import Any
 
 from cemg_hf.artefacts import portable
 from cemg_hf.errors import CEMGError
+from cemg_hf.evaluation.stream_tables import format_streams
+from cemg_hf.evaluation.study_report import STREAMS
 from cemg_hf.training.cold_start import format_cold_start
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,8 +83,11 @@ def table(path: Path) -> str:
 
 
 def rows_of(envelope: Mapping[str, Any]) -> list[str]:
-    """The table of one results file: the columns it names itself, a cold-start comparison, ranking metrics, or all it measured."""
+    """The table of one results file: the tables of a study of code streams, the columns it names itself, a cold-start comparison, ranking
+    metrics, or all it measured."""
     metrics = envelope["metrics"]
+    if envelope.get("study") == STREAMS:
+        return format_streams(envelope).splitlines()
     if "columns" in envelope:
         return column_rows(metrics, envelope["columns"])
     if "held_out_items" in metrics:

@@ -200,13 +200,14 @@ def commit() -> str:
     """Git commit of the package's checkout ("-dirty" when files differ from it), or "unknown" outside one.
 
     An installed copy names the commit of the checkout it was installed from. A repository that merely surrounds the package (a
-    virtual environment inside somebody's project) is not asked.
+    virtual environment inside somebody's project) is not asked. A copy without its repository, as it is sent to another machine, is
+    told by the environment variable CEMG_COMMIT.
     """
     here = Path(__file__).resolve().parent
     if _git("ls-files", "--error-unmatch", "artefacts.py", folder=here) is None:
         checkout = _installed_from()
         if checkout is None or _git("ls-files", "--error-unmatch", f"{here.name}/artefacts.py", folder=checkout) is None:
-            return "unknown"
+            return os.environ.get("CEMG_COMMIT", "unknown")
         here = checkout
     return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*", folder=here) or "unknown"
 

@@ -335,12 +335,12 @@ def compare(
 
 @app.command()
 def study(
-    question: Annotated[str, typer.Argument(metavar="QUESTION", help="rq1, rq2, rq3, rq4 or rq5.")],
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="rq1, rq2, rq3, rq4, rq5 or streams.")],
     recipes: Annotated[list[str], typer.Argument(help="Names of shipped recipes, or paths of YAML files.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of all studies of one budget; they share the runs in it.")] = Path(
         "runs/studies"
     ),
-    systems: Annotated[str, typer.Option(help="Systems of rq1, rq3 and rq5, by commas (default: all).")] = "",
+    systems: Annotated[str, typer.Option(help="Systems of rq1, rq3, rq5 and streams, by commas (default: all).")] = "",
     sweep: Annotated[str, typer.Option(help="What rq4 varies, by commas: M, K, lambda_q, lambda_d (default: all).")] = "",
     seeds: Annotated[int, typer.Option(help="Number of seeds, from the recipe's own upwards.")] = 1,
     init_from: Annotated[str | None, typer.Option(help="A pretrained T5 (folder or Hub id) that rq2 compares with.")] = None,
@@ -349,7 +349,9 @@ def study(
     prepared: Annotated[bool, typer.Option("--prepared", help="Take those as they are; needs no raw data and no encoders.")] = False,
     assignments: Assignments = None,
 ) -> None:
-    """Answer a question of the paper: overall (rq1), ablations (rq2), time (rq3), sweeps (rq4), cold items (rq5). Run again to resume.
+    """Answer a question of the paper: overall (rq1), ablations (rq2), time (rq3), sweeps (rq4), cold items (rq5).
+
+    Or that of MSCGRec: code streams, one code, or none (streams). Run again to resume.
 
     Writes QUESTION.json, .md and .png; what is not run yet is named in them.
     """

@@ -238,7 +238,11 @@ def test_commit_is_the_packages_own(tmp_path: Path, checkout: Callable[..., str]
     assert artefacts.commit() == "unknown"  # somebody's repository, but not this package's
     monkeypatch.setattr(artefacts, "_installed_from", lambda: folder)
     assert artefacts.commit() == f"{head}-dirty"
+    monkeypatch.setenv("CEMG_COMMIT", "told")
+    assert artefacts.commit() == f"{head}-dirty"  # a repository knows better
     monkeypatch.setattr(artefacts, "_installed_from", lambda: tmp_path / "gone")
+    assert artefacts.commit() == "told"
+    monkeypatch.delenv("CEMG_COMMIT")
     assert artefacts.commit() == "unknown"
 
 

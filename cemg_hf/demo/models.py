@@ -122,7 +122,8 @@ class DemoModel:
     ) -> dict[str, Alpha]:
         """α of items by their projected vectors; `predicted`: what nobody bought yet gets its e^c from its content, as in `add_items`."""
         network = self.tokenizer.rqvae
-        assert network is not None
+        if network is None:  # code streams fuse nothing
+            return {}
         used = [name for name in vectors if name in network.config.modality_dims]
         features = {name: torch.from_numpy(np.array(vectors[name], dtype=np.float32)) for name in used}
         given = {name: torch.from_numpy(np.asarray(masks[name])) for name in used}

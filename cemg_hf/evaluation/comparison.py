@@ -120,6 +120,46 @@ def compare(
     return Comparison(metric, slice_name, systems, pairs)
 
 
+def compare_pairs(
+    pairs: Mapping[tuple[str, str], Sequence[tuple[Sequence[MeasuredRun], Sequence[MeasuredRun]]]],
+    metric: str = DEFAULT_METRIC,
+    slice_name: str = DEFAULT_SLICE,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> list[ComparedPair]:
+    """Test chosen pairs of systems only, corrected for the number of these.
+
+    Args:
+        pairs: names of two systems → per data set the runs of either, one per seed, all with predictions. Within a data set the values of a
+            user are means over the runs; where the seed makes the data set too, there is one per seed, and the users of all count.
+        metric, slice_name, resamples, seed: as for `compare`.
+
+    Raises:
+        CEMGError: an unknown metric or slice, runs without predictions, or of different test cases, catalogues or protocols.
+    """
+    values: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
+    for names, samples in pairs.items():
+        found = [_paired_values(a, b, metric, slice_name) for a, b in samples]
+        values[names] = np.concatenate([a for a, _ in found]), np.concatenate([b for _, b in found])
+    tests = {names: paired_bootstrap(a, b, resamples, seed) for names, (a, b) in values.items() if len(a)}
+    corrected = holm([test.p_value for test in tests.values()])
+    return [
+        ComparedPair(*names, test.mean, test.low, test.high, test.p_value, p_holm, len(values[names][0]))
+        for (names, test), p_holm in zip(tests.items(), corrected, strict=True)
+    ]
+
+
+def _paired_values(a: Sequence[MeasuredRun], b: Sequence[MeasuredRun], metric: str, slice_name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(cases,) values of two systems on one data set, in the same order of users."""
+    runs = [*a, *b]
+    for run in runs:
+        _saved(run)
+    _check_same_protocol(runs)
+    _check_metric(runs, metric, slice_name)
+    cases = _SharedCases(runs)
+    return cases.values(a, metric, slice_name), cases.values(b, metric, slice_name)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values corrected for their number m: the i-th smallest times m − i + 1, never falling, at most 1.
 
@@ -190,8 +230,18 @@ def _identity(run: MeasuredRun) -> tuple[np.ndarray, np.ndarray, list[np.ndarray
     return users, order, identity
 
 
+def cases_of_run(run: MeasuredRun) -> tuple[bytes, ...]:
+    """Equal for runs whose users can be paired: their test cases, catalogues and training counts.
+
+    Raises:
+        CEMGError: no predictions were saved.
+    """
+    return tuple(values.tobytes() for values in _identity(run)[2])
+
+
 def _saved(run: MeasuredRun) -> Predictions:
-    assert run.predictions is not None
+    if run.predictions is None:
+        raise CEMGError(f"{run.source}: no predictions were saved, so it cannot be tested; evaluate the system again")
     return run.predictions
 
 

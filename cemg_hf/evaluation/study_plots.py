@@ -40,7 +40,8 @@ def plot_study(envelope: Mapping[str, Any], path: str | Path) -> None:
     """The figure of a question, a row of panels per recipe.
 
     RQ1 and RQ5: grouped bars of HR@10 and NDCG@10. RQ2: bars with the difference to full CEMG behind each. RQ3: seconds by stage on
-    top of each other, and milliseconds per user. RQ4: a line per swept setting. Whiskers are one standard deviation over seeds.
+    top of each other, and milliseconds per user. RQ4: a line per swept setting. Streams: bars of NDCG@10 and of
+    milliseconds per user. Whiskers are one standard deviation over seeds.
 
     Args:
         envelope: content of the result file.
@@ -52,6 +53,7 @@ def plot_study(envelope: Mapping[str, Any], path: str | Path) -> None:
         "rq3": (_draw_time, 2),
         "rq4": (_draw_sweeps, max(1, len({about["parameter"] for about in envelope["rows"].values()}))),
         "rq5": (_draw_cold, 2),
+        "streams": (_draw_streams, 2),
     }[envelope["study"]]
     recipes = list(envelope["recipes"])
     swept = envelope["study"] == "rq4"
@@ -104,6 +106,14 @@ def _draw_time(panels: Sequence[Axes], envelope: Mapping[str, Any], recipe: str)
     _bars(panels[0], envelope, recipe, {"stages": [Cell("seconds", stage, stage) for stage in stages]}, "Seconds by stage", digits=0)
     latency = {name: [Cell("latency", f"batch_{size}_ms", name)] for name, size in (("one user at a time", 1), ("batches of 64", 64))}
     _bars(panels[1], envelope, recipe, latency, "Milliseconds per user", digits=1)
+
+
+def _draw_streams(panels: Sequence[Axes], envelope: Mapping[str, Any], recipe: str) -> None:
+    part = headline(envelope, recipe)
+    cell = Cell(part, "ndcg@10", short_title(part) + cases_of(envelope, recipe, part))
+    _bars(panels[0], envelope, recipe, {part: [cell]}, f"{metric_label('ndcg@10')}, {cell.title}")
+    latency = {name: [Cell("latency", f"batch_{size}_ms", name)] for name, size in (("one user at a time", 1), ("batches of 64", 64))}
+    _bars(panels[1], envelope, recipe, latency, "Milliseconds per user, where measured", digits=1)
 
 
 def _part(envelope: Mapping[str, Any], row: str, part: str) -> Mapping[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from .drawing import metric_label
 from .protocol import EXCLUDING
+from .stream_tables import recipe_tables
 
 QUESTIONS: Mapping[str, str] = {
     "rq1": "overall",
@@ -14,7 +15,9 @@ QUESTIONS: Mapping[str, str] = {
     "rq3": "time and latency",
     "rq4": "settings of the tokenizer",
     "rq5": "cold items",
+    "streams": "code streams, one code, or none",
 }
+STREAMS = "streams"
 STAGE_ORDER = ("prepare", "encode", "tokenize", "train", "evaluate")
 COLD_PARTS = {"test_cold_0": "0", "test_cold_1_5": "1–5"}
 COLUMNS: Mapping[str, Mapping[str, str]] = {
@@ -50,13 +53,14 @@ def format_study(envelope: Mapping[str, Any]) -> str:
     """Markdown: what was asked, and per recipe a table with a row per variant; a variant without a result says why."""
     lines = [f"# {envelope['study'].upper()}: {QUESTIONS[envelope['study']]}", ""]
     for recipe, about in envelope["recipes"].items():
-        lines += [f"## {recipe}", "", _circumstances(envelope, about), "", *_table(envelope, recipe), ""]
-    if envelope["study"] == "rq3":
+        tables = recipe_tables(envelope, recipe) if envelope["study"] == STREAMS else [*_table(envelope, recipe), ""]
+        lines += [f"## {recipe}", "", _circumstances(envelope, about), "", *tables]
+    if envelope["study"] in ("rq3", STREAMS):
         measured, machine = envelope["latency"], envelope["machine"]
         where = f"{machine['cores']} cores" if machine["accelerator"] == "none" else machine["accelerator"]
         lines += [
             f"Latency: lists of {measured['k']}, history left out, median of {measured['batches']} batches; {where}, "
-            f"{measured['threads']} threads. {PAPER['rq3']}",
+            f"{measured['threads']} threads. {PAPER.get(envelope['study'], '')}".strip(),
             "",
         ]
     if envelope["not_run"]:

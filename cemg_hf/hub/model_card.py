@@ -16,7 +16,7 @@ from ..errors import CEMGError
 from .dataset_card import TASKS
 from .metadata import check_eval_results, check_model_card
 from .provenance import provenance
-from .recipe_table import content_of, recipe_rows
+from .recipe_table import content_of, recipe_rows, streams_of
 
 SLICES = {"test": "all items ranked", "test_excluding_history": "history items excluded"}
 METRICS = {"hr@10": "HR@10", "ndcg@10": "NDCG@10", "hr@20": "HR@20", "ndcg@20": "NDCG@20"}
@@ -26,8 +26,7 @@ _BODY = """# {title}
 
 {description}
 
-A generative recommender made with the Python package cemg_hf: every item of the catalogue is a code of {levels} tokens, made of its
-content and of who bought it, and a T5 writes the code of the next item. Method: [CEMG, arXiv 2512.21543](https://arxiv.org/abs/2512.21543).
+A generative recommender made with the Python package cemg_hf: {method}
 {notice}
 ## Use
 
@@ -77,6 +76,14 @@ texts and no images.
 """
 
 
+_FUSED = """every item of the catalogue is a code of {levels} tokens, made of its
+content and of who bought it, and a T5 writes the code of the next item. Method: [CEMG, arXiv 2512.21543](https://arxiv.org/abs/2512.21543)."""
+
+_STREAMS = """every item of the catalogue has a code of {levels} tokens for each of
+{streams}, a history shows them all, and a T5 writes the {decoded} code of the next item. Method:
+[MSCGRec, arXiv 2602.03713](https://arxiv.org/abs/2602.03713)."""
+
+
 @dataclass(frozen=True)
 class CardModel:
     """What a card says about a model beside its results."""
@@ -122,7 +129,7 @@ def model_card(model: CardModel, result: Mapping[str, Any], comparison: Mapping[
         description=recipe["description"],
         name=model.name,
         notice=f"\n{model.notice}\n" if model.notice else "",
-        levels=recipe["tokenize"]["num_levels"],
+        method=_method(recipe),
         items=f": {model.items:,} items" if model.items is not None else "",
         history="[" + ", ".join(f'"{item}"' for item in model.examples) + "]",
         protocol="Split by time" if time_split else "Leave-one-out (a user's last item)",
@@ -168,6 +175,14 @@ def eval_results(model: CardModel, result: Mapping[str, Any]) -> str:
     text = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True, width=140)
     check_eval_results(text)
     return text
+
+
+def _method(recipe: Mapping[str, Any]) -> str:
+    """What the model does, and the paper it is from: one code per item, or a stream of codes per modality."""
+    levels, streams = recipe["tokenize"]["num_levels"], recipe.get("streams")
+    if streams is None:
+        return _FUSED.format(levels=levels)
+    return _STREAMS.format(levels=levels, streams=", ".join(streams_of(recipe)), decoded=streams["decoded"])
 
 
 def _front_matter(model: CardModel, own: Mapping[str, Any]) -> ModelCardData:

@@ -18,6 +18,12 @@ def content_of(recipe: Mapping[str, Any]) -> list[str]:
     return [kind for kind in recipe["encode"]["modalities"] if kind in ("collaborative", *known)]
 
 
+def streams_of(recipe: Mapping[str, Any]) -> list[str]:
+    """The modalities with a code stream each, those left out that its data is known to lack, in the order of the recipe."""
+    present = content_of(recipe)
+    return [name for name in recipe["streams"]["modalities"] if name in present]
+
+
 def recipe_rows(recipe: Mapping[str, Any]) -> dict[str, str]:
     """Name and value of each line, from the complete recipe as a mapping."""
     encode, codes, train = recipe["encode"], recipe["tokenize"], recipe["finetune"]
@@ -38,6 +44,11 @@ def recipe_rows(recipe: Mapping[str, Any]) -> dict[str, str]:
         f"weight decay {loop['weight_decay']:g}, precision {loop['mixed_precision']}, seed {recipe['seed']}"
         + (f", taught by the dense tower with weight {taught:g}" if taught else ""),
     }
+    if recipe.get("streams") is not None:
+        streams = recipe["streams"]
+        rows["code streams"] = (
+            f"{', '.join(streams_of(recipe))}; written: {streams['decoded']}; {streams['dropout']:g} of them hidden in training"
+        )
     if train.get("dense") is not None:
         tower = train["dense"]
         kept = {"hidden_size": "size", "num_layers": "layers", "num_heads": "heads", "dropout": "dropout"}

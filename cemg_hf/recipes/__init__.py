@@ -1,6 +1,7 @@
 """Recipes: one YAML file is one experiment, complete. Those beside this file ship with the package and are known by name.
 
 A system to compare with is a file in `systems/`: settings laid over any recipe, so that every system runs on every data set unchanged.
+One that differs little from another `extends` it.
 """
 
 from __future__ import annotations
@@ -85,11 +86,18 @@ def load_recipe(
     if system != CEMG:
         if system not in system_names():
             raise CEMGError(f"system: {system!r} is unknown; choose one of {', '.join(system_names())}")
-        values = overlaid(values, read_yaml(SYSTEMS / f"{system}.yaml")) | {"system": system}
+        values = overlaid(values, read_system(system)) | {"system": system}
     values = override(values, list(assignments))
     for key, value in (overrides or {}).items():
         values = assign(values, key, value, path.name)
     return from_mapping(Recipe, values, path.name)
+
+
+def read_system(name: str) -> dict[str, Any]:
+    """What a system lays over recipes, with that of the system it extends below it."""
+    values = read_yaml(SYSTEMS / f"{name}.yaml")
+    extended = values.pop("extends", None)
+    return values if extended is None else overlaid(read_system(extended), values)
 
 
 def overlaid(values: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import logging
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,24 @@ def _without_tied_weights_warning() -> Iterator[None]:
         source.removeFilter(other)
 
 
+@contextmanager
+def own_storage(model: nn.Module) -> Iterator[None]:
+    """No weight of `model` is a part of a larger buffer inside the block.
+
+    On a GPU cuDNN lays all weights of a recurrent network into one buffer. Accelerate and safetensors take tensors of one storage for tied
+    ones: the first saves only one of them, the other refuses to save and to load. Afterwards they are laid together again.
+    """
+    parts = [weight for weight in model.parameters() if weight.nbytes < weight.untyped_storage().nbytes()]
+    for weight in parts:
+        weight.data = weight.data.clone()
+    try:
+        yield
+    finally:
+        for module in model.modules() if parts else ():
+            if isinstance(module, nn.RNNBase):
+                module.flatten_parameters()
+
+
 class CheckpointStore:
     """`folder/checkpoints/step_…` (what a run continues from) and `folder/best/step_….safetensors` (the best weights).
 
@@ -100,7 +118,7 @@ class CheckpointStore:
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
-        with _without_tied_weights_warning():
+        with _without_tied_weights_warning(), self._own_storage():
             self.accelerator.save_state(str(scratch), safe_serialization=True)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
@@ -130,7 +148,8 @@ class CheckpointStore:
             raise CEMGError(
                 f"{found[-1]}: random states of process {self.accelerator.process_index} are missing; delete this checkpoint folder"
             )
-        self.accelerator.load_state(str(found[-1]))
+        with self._own_storage():
+            self.accelerator.load_state(str(found[-1]))
         if self.average is not None:
             self.average.load(found[-1] / AVERAGE_NAME)
         return Progress(**content["progress"])
@@ -141,7 +160,8 @@ class CheckpointStore:
         if self.accelerator.is_main_process:
             self.best.mkdir(parents=True, exist_ok=True)
             scratch = self.best / f".{name}.partial"
-            save_model(model, str(scratch))
+            with own_storage(model):
+                save_model(model, str(scratch))
             scratch.replace(self.best / name)
         return name
 
@@ -149,7 +169,16 @@ class CheckpointStore:
         """Load the best weights into the model, in place."""
         if not (self.best / name).is_file():
             raise CEMGError(f"{self.best / name}: the best weights of the run are missing; delete {self.folder} to train again")
-        load_model(model, self.best / name)
+        with own_storage(model):
+            load_model(model, self.best / name)
+
+    @contextmanager
+    def _own_storage(self) -> Iterator[None]:
+        """`own_storage` of every prepared model."""
+        with ExitStack() as stack:
+            for model in self.accelerator._models:
+                stack.enter_context(own_storage(model))
+            yield
 
     def _check_settings(self, checkpoint: Path, made_with: Mapping[str, Any]) -> None:
         names = sorted(made_with.keys() | self.settings.keys())

@@ -185,17 +185,7 @@ def finetune(
         f"{sum(p.numel() for p in trained.parameters() if p.requires_grad):,}",
     )
 
-    windows = TrainingWindows(data.train_sequences(), model.config.max_history, model.config.item_causal, config.window_stride)
-    item_tokens = model.tokenizer.item_tokens + (identifiers - model.tokenizer.item_codes)
-    augmentation = None
-    hidden = 0.0 if streams is None else streams.dropout
-    if config.item_dropout or hidden or len(identifiers) > 1:
-        augmentation = Augmentation(seed, config.item_dropout, len(identifiers), hidden)
-    teaches = config.objective.teacher_weight > 0
-    of_streams: dict[str, torch.Tensor] = {}
-    if isinstance(model.tokenizer, MSCGRecTokenizer):
-        of_streams = {"history_tokens": model.tokenizer.history_tokens, "missing_tokens": model.tokenizer.missing_tokens}
-    collate = WindowCollator(windows, item_tokens, model.config.bos_token_id, model.config.item_causal, augmentation, teaches, **of_streams)
+    windows, collate = training_batches(config, model, data, identifiers, seed, streams)
     validation = Validation(partial(_rank_by_codes, model, config), data, config.validation_users, seed)
     work = output.with_name(f".{output.name}.training")
     report = train(
@@ -208,7 +198,7 @@ def finetune(
         folder=work,
         seed=seed,
         identity=fingerprint(json.dumps(manifest.as_dict()["inputs"] | _settings_beside_the_loop(manifest), sort_keys=True)),
-        on_epoch=None if augmentation is None else augmentation.set_epoch,
+        on_epoch=None if collate.augmentation is None else collate.augmentation.set_epoch,
     )
     if report.stopped_by == "time_budget":
         raise CEMGError(
@@ -233,6 +223,33 @@ def finetune(
             shutil.rmtree(folder, ignore_errors=True)
     state.wait_for_everyone()
     return output
+
+
+def training_batches(
+    config: FinetuneConfig,
+    model: CEMGForConditionalGeneration,
+    data: PreparedDataset,
+    identifiers: torch.Tensor,
+    seed: int,
+    streams: StreamsConfig | None = None,
+) -> tuple[TrainingWindows, WindowCollator]:
+    """The windows that a generator is trained on, and what makes batches of them.
+
+    Args: as for `finetune`; model: with its tokenizer; identifiers: (E, N, M) codes of its items (`load_identifiers`).
+    """
+    assert model.tokenizer is not None
+    windows = TrainingWindows(data.train_sequences(), model.config.max_history, model.config.item_causal, config.window_stride)
+    item_tokens = model.tokenizer.item_tokens + (identifiers - model.tokenizer.item_codes)
+    augmentation = None
+    hidden = 0.0 if streams is None else streams.dropout
+    if config.item_dropout or hidden or len(identifiers) > 1:
+        augmentation = Augmentation(seed, config.item_dropout, len(identifiers), hidden)
+    teaches = config.objective.teacher_weight > 0
+    of_streams: dict[str, torch.Tensor] = {}
+    if isinstance(model.tokenizer, MSCGRecTokenizer):
+        of_streams = {"history_tokens": model.tokenizer.history_tokens, "missing_tokens": model.tokenizer.missing_tokens}
+    collate = WindowCollator(windows, item_tokens, model.config.bos_token_id, model.config.item_causal, augmentation, teaches, **of_streams)
+    return windows, collate
 
 
 def _settings_beside_the_loop(manifest: Manifest) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class LightGCNRanker:
 
     @classmethod
     def load(cls, folder: str | Path, data: PreparedDataset) -> LightGCNRanker:
-        """The embeddings in a folder that `train_lightgcn` wrote.
+        """The embeddings in a folder that `train_lightgcn` wrote, on the GPU where there is one.
 
         Raises:
             CEMGError: no such folder, a damaged file, or another data set.
@@ -81,7 +81,8 @@ class LightGCNRanker:
             raise CEMGError(f"{path}: cannot be read ({' '.join(str(error).split())}); train it again") from error
         if about.get("made_of") != _made_of(data):
             raise CEMGError(f"{folder}: was trained on another data set than {data.folder}; evaluate on that one")
-        return cls(tensors["users"], tensors["items"], tensors["known"])
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return cls(*(tensors[name].to(device) for name in ("users", "items", "known")))
 
     def __call__(
         self, cases: EvaluationCases, k: int, *, exclude_history: bool, progress: str | None = None
@@ -89,7 +90,7 @@ class LightGCNRanker:
         """Item indices (cases, k), best first, −1 where there is no further item, and their scores."""
 
         def scores_of(rows: npt.NDArray[np.int64]) -> torch.Tensor:
-            scores = self.users[torch.from_numpy(cases.users[rows])] @ self.items.T
+            scores = self.users[torch.from_numpy(cases.users[rows]).to(self.users.device)] @ self.items.T
             return scores.masked_fill(~self.known, -torch.inf)
 
         return rank_by_scores(scores_of, cases, len(self.items), k, exclude_history=exclude_history, progress=progress)

@@ -273,7 +273,8 @@ class _Run:
                 )
             if self.sampler.is_filler(position, index):
                 batch[key] = torch.full_like(batch[key], IGNORED_LABEL)
-        targets = torch.stack([(batch[key] != IGNORED_LABEL).sum() for batch in micro_batches]).sum().to(accelerator.device)
+        targets = torch.stack([(batch[key] != IGNORED_LABEL).sum() for batch in micro_batches]).sum()
+        targets = targets.to(accelerator.device, non_blocking=True)  # otherwise every step waits here for the one before
         targets = accelerator.reduce(targets, reduction="sum").clamp(min=1)
         # Data parallelism averages gradients over processes and Accelerate divides by its accumulation steps; the loss needs neither.
         scale = accelerator.num_processes * accelerator.gradient_accumulation_steps

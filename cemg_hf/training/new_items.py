@@ -82,16 +82,21 @@ def add_items_to_model(
 
 
 def add_encoded_items(tokenizer: CEMGTokenizer, item_ids: Sequence[str], encoded: Encoded, collaborative: str) -> AddedItems:
-    """Add items by their raw vectors; those of which no content could be read are logged and left out.
+    """Add items by their raw vectors; those without content that gives them a code are logged and left out.
 
     Raises:
         CEMGError: none is left, or the tokenizer refuses them.
     """
     used = {name: value for name, value in encoded.items() if name in tokenizer.projections}
-    usable = np.any([mask for _, mask in used.values()], axis=0) if used else np.zeros(len(item_ids), dtype=bool)
+    usable = np.zeros(len(item_ids), dtype=bool)
+    try:
+        if used:
+            usable = tokenizer.codable({name: mask for name, (_, mask) in used.items()}, collaborative).numpy()
+    except ValueError as error:
+        raise CEMGError(f"the new items cannot be added: {error}") from error
     if not usable.all():
         missing = item_ids[int(np.flatnonzero(~usable)[0])]
-        logger.warning("%d new items have no content that can be read and are not added (first: %s)", (~usable).sum(), missing)
+        logger.warning("%d new items have no content that gives them a code and are not added (first: %s)", (~usable).sum(), missing)
     if not usable.any():
         raise CEMGError(
             f"no new item has {' or '.join(tokenizer.projections) or 'content'} that can be read; there is nothing to code it by"

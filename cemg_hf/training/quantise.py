@@ -8,7 +8,7 @@ reorder near code vectors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,6 +97,12 @@ class FeatureBatches:
         if size >= self._count:
             return torch.arange(self._count, device=self.device)
         return torch.randperm(self._count, generator=generator)[:size].sort().values.to(self.device)
+
+
+def projection_tensors(store: FeatureStore, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+    """Modality -> the parts of the PCA that leads from raw vectors to those of the store, as a tokenizer carries them."""
+    parts = ("mean", "components", "scale")
+    return {name: {part: torch.from_numpy(np.array(getattr(store.modalities[name].projection, part))) for part in parts} for name in names}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data import Ragged
@@ -55,7 +54,7 @@ def rank_histories(
     ranked = np.full((len(histories), k), -1, dtype=np.int64)
     scores = np.full((len(histories), k), -np.inf, dtype=np.float32)
     for rows, batch in _batches(model, histories, exclude_history, batch_size, progress, without_streams):
-        best, values = model.rank(*batch[:2], num_beams, batch[2], dense_weight=dense_weight)
+        best, values = model.rank(**batch, num_beams=num_beams, dense_weight=dense_weight)
         width = min(k, best.shape[1])
         ranked[rows, :width] = best[:, :width].cpu().numpy()
         scores[rows, :width] = values[:, :width].cpu().numpy()
@@ -72,8 +71,8 @@ def hybrid_candidates(
     progress: str | None = "codes and dense",
 ) -> Iterator[tuple[npt.NDArray[np.int64], Candidates]]:
     """Rows of `histories`, a batch at a time, with the candidates of both halves of the model; arguments as for `rank_histories`."""
-    for rows, (input_ids, attention_mask, excluded) in _batches(model, histories, exclude_history, batch_size, progress):
-        yield rows, model.hybrid_candidates(input_ids, attention_mask, num_beams, excluded_items=excluded)
+    for rows, batch in _batches(model, histories, exclude_history, batch_size, progress):
+        yield rows, model.hybrid_candidates(**batch, num_beams=num_beams)
 
 
 def rank_histories_separately(
@@ -93,10 +92,12 @@ def rank_histories_separately(
     Returns: for each pair, rankings of `num_beams` places on the CPU.
     """
     results = [_empty_rankings(len(histories), num_beams) for _ in weights]
-    for rows, (input_ids, attention_mask, excluded) in _batches(model, histories, exclude_history, batch_size, progress):
-        found = model.rank_separately(input_ids, attention_mask, num_beams, excluded_items=excluded)
+    for rows, batch in _batches(model, histories, exclude_history, batch_size, progress):
+        filters = {"excluded_items": batch["excluded_items"]}
+        found = model.rank_separately(batch["input_ids"], batch["attention_mask"], num_beams, **filters)
         for result, (dense, likelihood) in zip(results, weights, strict=True):
-            scored = model.score_new_items(found, input_ids, num_beams, dense=dense, likelihood=likelihood, excluded_items=excluded)
+            options = {"dense": dense, "likelihood": likelihood, "history": batch["history"]}
+            scored = model.score_new_items(found, batch["input_ids"], num_beams, **options, **filters)
             for target, values in zip(result, scored, strict=True):
                 target[torch.from_numpy(rows), : values.shape[1]] = values.cpu()
     return results
@@ -114,8 +115,8 @@ def _batches(
     batch_size: int,
     progress: str | tqdm[Any] | None,
     without_streams: Sequence[str] = (),
-) -> Iterator[tuple[npt.NDArray[np.int64], tuple[Tensor, Tensor, Tensor | None]]]:
-    """Rows of similar length, longest first, with their token ids, attention mask and items to exclude."""
+) -> Iterator[tuple[npt.NDArray[np.int64], dict[str, Any]]]:
+    """Rows of similar length, longest first, with the arguments of `rank` that say what they hold and what to exclude."""
     config = model.config
     tokenizer = model.tokenizer
     if tokenizer is None:
@@ -139,7 +140,8 @@ def _batches(
             start = torch.full((len(rows), 1), config.bos_token_id)
             attention = torch.cat([torch.ones_like(start), present.long().repeat_interleave(config.tokens_per_item, dim=1)], dim=1)
             excluded = torch.from_numpy(pad(histories.take(rows))) if exclude_history else None
-            yield rows, (torch.cat([start, tokens], dim=1), attention, excluded)
+            inputs = {"input_ids": torch.cat([start, tokens], dim=1), "attention_mask": attention}
+            yield rows, inputs | {"history": items, "excluded_items": excluded}
             bar.update(len(rows))
 
 

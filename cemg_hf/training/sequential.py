@@ -24,6 +24,7 @@ from ..data.splits import EvaluationCases
 from ..errors import CEMGError
 from ..evaluation.report import plot_training_curve
 from ..models.gru4rec import GRU4RecConfig, GRU4RecForNextItem
+from ..models.mscgrec import MSCGRecTokenizer
 from ..models.next_item import NextItemModel
 from ..models.sasrec import SASRecConfig, SASRecForNextItem
 from .dropout import use_byte_dropout
@@ -145,6 +146,8 @@ def build_network(config: SequentialConfig, data: PreparedDataset, tokenizer: st
         if config.network != "sasrec":
             raise CEMGError(f"sequential.content: {config.network} knows items by their ids alone; leave it out")
         loaded = open_tokenizer(tokenizer)
+        if isinstance(loaded, MSCGRecTokenizer):
+            raise CEMGError(f"{tokenizer}: code streams come without content vectors; set finetune.dense.content to false")
         if loaded.item_vectors is None or loaded.item_ids != data.item_ids:
             raise CEMGError(f"{tokenizer}: has no content vectors of the items of {data.folder}; run `cemg tokenize` on this data set")
         content = loaded.item_vectors.float()

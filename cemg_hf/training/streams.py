@@ -25,12 +25,15 @@ from ..artefacts import Manifest, fingerprint_path, is_current, write_folder, wr
 from ..errors import CEMGError
 from ..features.store import MODALITIES, FeatureStore, ModalityFeatures
 from ..models.cemg.assignment_cemg import AssignmentReport, assign_unique_codes, collision_rate
-from ..models.mscgrec import MSCGRecTokenizer
+from ..models.cemg.modeling_rqvae import CEMGRQVAE, ContentHead
+from ..models.mscgrec import MSCGRecTokenizer, StreamQuantisers
+from ..models.mscgrec.quantisers_mscgrec import head_of
 from ..settings import expand_path
-from .quantise import FeatureBatches, level_report, quantise
+from .content_head import train_content_head
+from .quantise import FeatureBatches, level_report, projection_tensors, quantise
 from .rq_dino_codes import PictureCodes
 from .tokenizer_config import TokenizerTrainingConfig
-from .tokenizer_training import train_rqvae
+from .tokenizer_training import seeded, train_rqvae
 
 logger = logging.getLogger(__name__)
 
@@ -103,23 +106,30 @@ def tokenize_streams(streams: StreamsConfig, config: TokenizerTrainingConfig, fe
         return output
     started = time.perf_counter()
     store = FeatureStore.load(features)
-    names = _present(streams, [*store.modalities, *([IMAGE] if coded is not None else [])], features)
+    available = [name for name, feature in store.modalities.items() if feature.mask.any()]
+    names = _present(streams, available if coded is None else [*available, IMAGE], features)
     codes, mask, codebooks = [], [], {}
+    networks: dict[str, CEMGRQVAE] = {}
     report: dict[str, Any] = {"items": len(store.item_ids), "streams": {}}
     for name in names:
         if name == IMAGE and coded is not None:
             pictures = coded.of_items(store.item_ids)
-            found, vectors, about = picture_stream(pictures, config)
+            found, codebooks[name], about = picture_stream(pictures, config)
             given = pictures.mask
         else:
-            found, vectors, about = stream_codes(name, store.modalities[name], config, seed)
+            found, networks[name], about = stream_codes(name, store.modalities[name], config, seed)
+            codebooks[name] = networks[name].codebooks.detach().contiguous()
             given = torch.from_numpy(np.array(store.modalities[name].mask))
         codes.append(found)
         mask.append(given)
-        codebooks[name], report["streams"][name] = vectors, about
+        report["streams"][name] = about
         logger.info(
             "tokenize: %s, %.2f %% of items share the codes before the last level", name, 100 * about["collision_rate_before_last_level"]
         )
+    quantisers = None
+    if coded is None:  # RQ-DINO's network reads pictures, not vectors: it does not travel, and without it new items have no image codes
+        head, report["content_head"] = content_head(store, names, config, seed)
+        quantisers = StreamQuantisers(networks, head)
     tokenizer = MSCGRecTokenizer(
         item_ids=store.item_ids,
         stream_codes=torch.stack(codes, dim=1),
@@ -127,6 +137,9 @@ def tokenize_streams(streams: StreamsConfig, config: TokenizerTrainingConfig, fe
         streams=names,
         num_levels=config.num_levels,
         codebook_size=config.codebook_size,
+        quantisers=quantisers,
+        encoders={name: dict(store.modalities[name].encoder) for name in networks},
+        projections=projection_tensors(store, list(networks)),
     )
     report["items_without_any_modality"] = int((~tokenizer.stream_mask.any(dim=1)).sum())
     with write_folder(output, manifest, started) as scratch:
@@ -138,8 +151,8 @@ def tokenize_streams(streams: StreamsConfig, config: TokenizerTrainingConfig, fe
 
 def stream_codes(
     name: str, features: ModalityFeatures, config: TokenizerTrainingConfig, seed: int
-) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """(N, M) unique codes of one modality, its code vectors (M, K, D), and a report on them.
+) -> tuple[Tensor, CEMGRQVAE, dict[str, Any]]:
+    """(N, M) unique codes of one modality, the network behind them, and a report on them.
 
     The quantiser learns from the items that have the modality.
     """
@@ -149,13 +162,12 @@ def stream_codes(
     rqvae, quality = train_rqvae(shown, {name: np.ones(int(given.sum()), dtype=bool)}, alone, seed)
     nearest = quantise(rqvae, FeatureBatches({name: features.vectors}, {name: given}))
     assert nearest.latent is not None
-    codebooks = rqvae.codebooks.detach().contiguous()
-    codes, about = _assigned(nearest.codes, nearest.latent, torch.from_numpy(given), codebooks)
-    return codes, codebooks, about | {key: quality[key] for key in ("reconstruction_error", "pca_error", "seconds")}
+    codes, about = _assigned(nearest.codes, nearest.latent, torch.from_numpy(given), rqvae.codebooks)
+    return codes, rqvae, about | {key: quality[key] for key in ("reconstruction_error", "pca_error", "seconds")}
 
 
 def picture_stream(pictures: PictureCodes, config: TokenizerTrainingConfig) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """The same as `stream_codes` where RQ-DINO has coded the pictures.
+    """The same as `stream_codes` where RQ-DINO has coded the pictures, with the code vectors (M, K, D) in the place of a network.
 
     Raises:
         CEMGError: codes of another length or size than those of the other streams.
@@ -194,12 +206,39 @@ def _assigned(nearest: Tensor, latent: Tensor, given: Tensor, codebooks: Tensor)
     }
 
 
+def content_head(
+    store: FeatureStore, names: Sequence[str], config: TokenizerTrainingConfig, seed: int
+) -> tuple[ContentHead | None, dict[str, Any] | None]:
+    """The head that predicts the collaborative vector of a new item from its content, and a report on it (see `train_content_head`).
+
+    None where `tokenize.content_head_dim` is 0, there is no collaborative stream, or no other one.
+    """
+    with seeded(seed, torch.device("cpu")):
+        head = head_of({name: store.modalities[name].vectors.shape[1] for name in names}, config.content_head_dim)
+        if head is None:
+            return None, None
+        chosen = {name: store.modalities[name] for name in names}
+        data = FeatureBatches({name: one.vectors for name, one in chosen.items()}, {name: one.mask for name, one in chosen.items()})
+        return head, train_content_head(head, data)
+
+
 def load_codebooks(folder: str | Path, streams: Sequence[str]) -> list[Tensor] | None:
-    """Code vectors (M, K, D) behind each of the streams of a tokenizer folder; None where it holds none."""
+    """Code vectors (M, K, D) behind each of the streams of a tokenizer folder; None where it holds none.
+
+    Raises:
+        CEMGError: it holds some, but not of every stream, or not of the same M and K.
+    """
     path = Path(folder) / CODEBOOKS_NAME
     if not path.is_file():
         return None
     found = load_file(path)
+    missing = [name for name in streams if name not in found]
+    if missing:
+        raise CEMGError(f"{path}: no code vectors of {missing[0]}, only of {', '.join(sorted(found))}; run `cemg tokenize` again")
+    sizes = {name: "×".join(map(str, found[name].shape[:2])) for name in streams}
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise CEMGError(f"{path}: streams have the same levels and codes per level, these do not ({listed}); run `cemg tokenize` again")
     return [found[name] for name in streams]
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,15 @@ from ..evaluation.report import SliceValues
 from ..evaluation.runs import FLOOR, METRICS_NAME
 from ..evaluation.seeds import over_seeds
 from ..evaluation.study_plots import plot_study
-from ..evaluation.study_report import COLUMNS, QUESTIONS, format_study
+from ..evaluation.study_report import COLUMNS, QUESTIONS, STREAMS, format_study
 from ..recipes import CEMG, Recipe, load_recipe, system_names
 from .deadline import OutOfTime, time_is_up, time_limit
 from .encode import REPORT_NAME
 from .latency import LatencyConfig, measure_latency
 from .pipeline import FOLDERS, STAGES, run
 from .stage_store import SHARED_STAGES, StageStore
-from .study_variants import SWEEPS, Variant, ablated, compared, swept
+from .stream_study import measure, paired_tests, slices_of
+from .study_variants import MSCGREC, SWEEPS, Variant, ablated, compared, streamed, swept
 from .systems import stages_of
 
 logger = logging.getLogger(__name__)
@@ -43,7 +45,7 @@ class StudyConfig:
     question: str = field(metadata={"help": f"One of {', '.join(QUESTIONS)}."})
     recipes: Sequence[str] = field(metadata={"help": "Recipes by name or path."})
     output: Path = field(metadata={"help": "Folder of all studies of one budget: questions share the runs in it."})
-    systems: Sequence[str] = field(default=(), metadata={"help": "Systems of rq1, rq3 and rq5; none: all there are."})
+    systems: Sequence[str] = field(default=(), metadata={"help": "Systems of rq1, rq3, rq5 and streams; none: all there are."})
     sweeps: Sequence[str] = field(default=(), metadata={"help": f"Which of {', '.join(SWEEPS)} rq4 varies; none: all."})
     seeds: int = field(default=1, metadata={"help": "How many seeds, from the recipe's own upwards."})
     assignments: Sequence[str] = field(default=(), metadata={"help": "`section.key=value` changes of every run: its budget."})
@@ -143,8 +145,12 @@ class Study:
         """
         started = time.perf_counter()
         with time_limit(self.config.time_budget_s):
-            for one in self._runs():
-                self._measure(one)
+            completed = [(one, self._completed(one)) for one in self._runs()]
+            # All times are taken at the end, next to each other: nothing of this study trains any more.
+            for one, found in completed:
+                measured = None if found is None else self._unless_stopped(one, partial(self._measured, one))
+                if found is not None and measured is not None:
+                    self.done.setdefault((one.recipe.name, one.variant.label), {})[one.recipe.seed] = found | measured
             if self.failed and not self.done:
                 raise CEMGError(next(iter(self.failed.values())))
             envelope = self._envelope(time.perf_counter() - started)
@@ -178,12 +184,17 @@ class Study:
             return ablated(recipe, self._modalities(source), config.init_from)
         if config.question == "rq4":
             return swept(recipe, config.sweeps or list(SWEEPS))
+        if config.question == STREAMS:
+            asked = streamed(lambda system: self._recipe(source, Variant(system, system), 0), self._modalities(source, MSCGREC))
+            return [variant for variant in asked if variant.system in (config.systems or system_names())]
         return compared(config.systems or system_names())
 
-    def _modalities(self, source: str) -> list[str]:
-        """What the codes of a recipe are made of: those of its modalities that the data has, as far as that is known yet."""
-        one = self._run(source, Variant(CEMG), 0)
+    def _modalities(self, source: str, system: str = CEMG) -> list[str]:
+        """What the codes of a system are made of: those of its modalities that the data has, as far as that is known yet."""
+        one = self._run(source, Variant(system, system), 0)
         wanted = one.recipe.tokenize.modalities or one.recipe.encode.modalities
+        if one.recipe.streams is not None:
+            wanted = [name for name in one.recipe.streams.modalities if name in wanted]
         report = one.folder / STAGES["encode"] / REPORT_NAME
         if not report.is_file():
             try:
@@ -197,24 +208,31 @@ class Study:
         root = Path(self.config.output) / one.recipe.name / STORE
         return StageStore.of(one.recipe, root, trusted=self.config.prepared)
 
-    def _measure(self, one: StudyRun) -> None:
-        key = one.recipe.name, one.variant.label
+    def _completed(self, one: StudyRun) -> dict[str, Any] | None:
+        """The results of a run, which is finished first where there is time for it."""
+        return one.finished() if time_is_up() else self._unless_stopped(one, lambda: one.finished() or self._complete(one))
+
+    def _complete(self, one: StudyRun) -> dict[str, Any]:
+        logger.info("study %s: %s, %s, seed %d", self.config.question, one.recipe.name, one.variant.label, one.recipe.seed)
+        return one.complete(self._store(one), self.command)
+
+    def _measured(self, one: StudyRun) -> dict[str, Any]:
+        """What a question asks of a trained system beside its accuracy."""
+        if self.config.question == "rq3":
+            return {"latency": self._latency(one)}
+        return {STREAMS: measure(one.recipe, one.variant, one.folder, self.command)} if self.config.question == STREAMS else {}
+
+    def _unless_stopped(self, one: StudyRun, work: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
+        """What `work` gives; None, with a note of the reason, where time ran out or it cannot be done."""
         try:
-            found = one.finished()
-            if found is None and not time_is_up():
-                logger.info("study %s: %s, %s, seed %d", self.config.question, *key, one.recipe.seed)
-                found = one.complete(self._store(one), self.command)
-            if found is not None and self.config.question == "rq3":
-                found = found | {"latency": self._latency(one)}
+            return work()
         except OutOfTime as error:
             logger.info("study %s: %s", self.config.question, error)
-            return
         except CEMGError as error:
+            key = one.recipe.name, one.variant.label
             logger.warning("study %s: %s, %s, seed %d cannot be run: %s", self.config.question, *key, one.recipe.seed, error)
             self.failed[key] = str(error)
-            return
-        if found is not None:
-            self.done.setdefault(key, {})[one.recipe.seed] = found
+        return None
 
     def _latency(self, one: StudyRun) -> dict[str, float | None]:
         """Milliseconds per user; None where time was up before they were measured."""
@@ -261,7 +279,21 @@ class Study:
             rows=rows,
             not_run=not_run,
             **self._readable(),
+            **({"pairs": self._pairs(rows)} if self.config.question == STREAMS else {}),
         )
+
+    def _pairs(self, rows: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The paired tests between rows of one table, of every recipe."""
+        found = []
+        for source, base in self.bases.items():
+            own = {row: about for row, about in rows.items() if about["recipe"] == base.name}
+            runs = [self._run(source, variant, seed) for variant in self._variants(source) for seed in range(self.config.seeds)]
+            folders: dict[str, dict[int, Path]] = {}
+            for one in runs:
+                folders.setdefault(one.variant.label, {})[one.recipe.seed] = one.folder
+            slice_name = "test" + self._about(base)["headline"]
+            found += [{"recipe": base.name} | pair for pair in paired_tests(own, folders, slice_name)]
+        return found
 
     def _slices(self, envelope: Mapping[str, Any]) -> dict[str, SliceValues]:
         """What a run says about the question, by part of the system: "" is the whole."""
@@ -270,7 +302,8 @@ class Study:
             return {"": {"seconds": seconds, "latency": envelope["latency"]}}
         own = envelope["system"]
         parts = {system: slices for system, slices in sorted(envelope["metrics"].items()) if system != FLOOR or own == FLOOR}
-        return {system.removeprefix(own).removeprefix(", "): slices for system, slices in parts.items()}
+        named = {system.removeprefix(own).removeprefix(", "): slices for system, slices in parts.items()}
+        return slices_of(envelope, envelope[STREAMS], named) if self.config.question == STREAMS else named
 
     def _about(self, recipe: Recipe) -> dict[str, Any]:
         generator, loop = recipe.finetune.generator, recipe.finetune.loop
@@ -285,7 +318,7 @@ class Study:
     def _readable(self) -> dict[str, Any]:
         """What a table made from the JSON alone has to know."""
         about: dict[str, Any] = {"columns": COLUMNS[self.config.question]} if self.config.question in COLUMNS else {}
-        if self.config.question == "rq3":
+        if self.config.question in ("rq3", STREAMS):
             about["latency"] = asdict(LatencyConfig()) | {"threads": torch.get_num_threads()}
         return about
 

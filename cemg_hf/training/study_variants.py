@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,12 @@ from ..features.store import CONTENT_MODALITIES
 if TYPE_CHECKING:
     from ..recipes import Recipe
 
-CEMG = "cemg"
+CEMG, MSCGREC = "cemg", "mscgrec"
+SASREC, SASREC_CONTENT = "sasrec", "sasrec-content"
+WITH_SOFTMAX = (MSCGREC, CEMG, "tiger", "letter")
+"""Systems that are trained under both softmaxes."""
+EQUAL_THIRDS = 0.7071
+"""Factor on the collaborative vector under which it weighs as much as image and text, which have half of a squared norm of d each."""
 SWEEPS: Mapping[str, tuple[str, tuple[float, ...]]] = {
     "M": ("num_levels", (2, 3, 4, 6, 8)),
     "K": ("codebook_size", (64, 128, 256, 512)),
@@ -36,11 +41,15 @@ class Variant:
     assignments: tuple[str, ...] = field(default=(), metadata={"help": "`section.key=value` changes of the recipe."})
     parameter: str = field(default="", metadata={"help": "Symbol that a sweep changes."})
     value: float | None = field(default=None, metadata={"help": "Its value."})
+    tables: Mapping[str, str] = field(
+        default_factory=dict, metadata={"help": "Tables that the row stands in → label of the row it is tested against there, if any."}
+    )
 
     @property
     def folder(self) -> str:
         """Name of the run folder; that of an unchanged system is the system's."""
-        return f"{self.system}-{re.sub(r'[^A-Za-z0-9_.]+', '-', self.label).strip('-')}" if self.assignments else self.system
+        change = re.sub(r"[^A-Za-z0-9_.]+", "-", self.label.removeprefix(f"{self.system}, ")).strip("-")
+        return f"{self.system}-{change}" if self.assignments else self.system
 
 
 def compared(systems: Sequence[str]) -> list[Variant]:
@@ -114,4 +123,44 @@ def swept(recipe: Recipe, symbols: Sequence[str]) -> list[Variant]:
         for value in sorted({*values, own}):
             changes = () if value == own else (f"tokenize.{key}={value}",)
             variants.append(Variant(f"{symbol} = {value:g}", CEMG, changes, symbol, value))
+    return variants
+
+
+def streamed(recipe_of: Callable[[str], Recipe], streams: Sequence[str]) -> list[Variant]:
+    """MSCGRec's open questions: its code streams against what else one can do with the same modalities.
+
+    "One code" is MSCGRec's recipe with a single code per item: same vectors, network and softmax, so that the codes alone differ. Fused is
+    CEMG's tokenizer; concatenated has image, text and collaborative vector side by side, of equal length, and nothing learned before the
+    autoencoder. Two content modalities have axes of their own in x where `dimension` has room for both (see `GuidedFusion`).
+
+    Args:
+        recipe_of: system → its recipe.
+        streams: modalities with a code stream that the data has.
+    """
+    separate, fused = recipe_of(MSCGREC), recipe_of(CEMG)
+    assert separate.streams is not None
+    whole = {"written": "", "codes": "", "softmax": "", "left_out": "", "content": SASREC, "cost": ""}
+    variants = [
+        Variant(MSCGREC, MSCGREC, tables=whole),
+        Variant(CEMG, CEMG, tables={"codes": MSCGREC, "softmax": "", "content": SASREC, "cost": ""}),
+        Variant(SASREC, SASREC, tables={"content": "", "cost": ""}),
+        Variant(SASREC_CONTENT, SASREC_CONTENT, tables={"content": SASREC, "cost": ""}),
+    ]
+    one_code = ("streams=null", f"tokenize.next_item.epochs={fused.tokenize.next_item.epochs}")
+    variants.append(Variant("one code, fused", MSCGREC, one_code, tables={"codes": MSCGREC, "cost": ""}))
+    beside = ["streams=null", "tokenize.next_item.epochs=0", "tokenize.fusion=equal"]
+    if set(CONTENT_MODALITIES) <= set(streams):
+        beside.append(f"tokenize.dimension={max(separate.tokenize.dimension, 2 * separate.encode.dimension)}")
+        beside.append(f"tokenize.collaborative_weight={EQUAL_THIRDS}")
+    variants.append(Variant("one code, concatenated", MSCGREC, tuple(beside), tables={"codes": MSCGREC}))
+    for name in streams:
+        if name != separate.streams.decoded:
+            variants.append(Variant(f"{MSCGREC}, {name} written", MSCGREC, (f"streams.decoded={name}",), tables={"written": MSCGREC}))
+    for system in WITH_SOFTMAX:
+        if system not in (MSCGREC, CEMG):
+            variants.append(Variant(system, system, tables={"softmax": ""}))
+        constrained = recipe_of(system).finetune.objective.constrained
+        label = f"{system}, softmax over {'all' if constrained else 'permissible'} codes"
+        changes = (f"finetune.objective.constrained={'false' if constrained else 'true'}",)
+        variants.append(Variant(label, system, changes, tables={"softmax": system}))
     return variants

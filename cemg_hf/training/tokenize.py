@@ -15,11 +15,11 @@ from ..data import PreparedDataset
 from ..errors import CEMGError
 from ..features.store import FeatureStore
 from ..models.cemg import CEMGTokenizer
-from ..models.cemg.assignment_cemg import assign_unique_codes
+from ..models.cemg.assignment_cemg import assign_unique_codes, collision_rate
 from .fusion_training import next_item_pairs
 from .identifiers import identifier_report, neighbouring_codes, save_identifiers
 from .loading import open_tokenizer
-from .quantise import FeatureBatches, content_vectors, quantise
+from .quantise import FeatureBatches, content_vectors, projection_tensors, quantise
 from .retraining import align_to_tokenizer, kept_codes
 from .streams import REPORT_NAME, StreamsConfig, tokenize_streams
 from .tokenizer_config import TokenizerTrainingConfig
@@ -28,7 +28,6 @@ from .tokenizer_training import train_with_neighbours
 logger = logging.getLogger(__name__)
 
 QUIET_BELOW = 200_000  # items; smaller catalogues pass in seconds
-PROJECTION_PARTS = ("mean", "components", "scale")
 
 
 def tokenize(
@@ -68,10 +67,7 @@ def tokenize(
     store = FeatureStore.load(features)
     vectors = {name: modality.vectors for name, modality in store.modalities.items()}
     masks = {name: np.asarray(modality.mask) for name, modality in store.modalities.items()}
-    projections = {
-        name: {part: torch.from_numpy(np.array(getattr(modality.projection, part))) for part in PROJECTION_PARTS}
-        for name, modality in store.modalities.items()
-    }
+    projections = projection_tensors(store, list(store.modalities))
     before = open_tokenizer(config.start_from) if config.start_from else None
     if before is not None:
         aligned, turned = align_to_tokenizer(before, store)
@@ -89,6 +85,7 @@ def tokenize(
     assert found.latent is not None
     codes, assignment = assign_unique_codes(found.codes, found.latent, rqvae.codebooks)
     report |= asdict(assignment) | {"items": len(store.item_ids), "items_without_any_modality": int(bare.sum())}
+    report["collision_rate_before_last_level"] = collision_rate(found.codes[:, :-1])  # as of every code stream
     identifiers = torch.cat([codes.unsqueeze(0), neighbouring_codes(neighbours, items)]) if neighbours else None
     if identifiers is not None:
         report["identifiers"] = identifier_report(identifiers)

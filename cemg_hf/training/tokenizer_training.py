@@ -100,7 +100,7 @@ def train_with_neighbours(
     used = {name: values for name, values in vectors.items() if not config.modalities or name in config.modalities}
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     started = time.perf_counter()
-    with _seeded(seed, device):
+    with seeded(seed, device):
         data = FeatureBatches(used, {name: masks[name] for name in used}, device)
         model = CEMGRQVAE(config.model_config({name: values.shape[1] for name, values in used.items()})).to(device)
         model.fusion.projections.requires_grad_(False)
@@ -324,7 +324,7 @@ def _learning_rate_factor(step: int, steps: int) -> float:
 
 
 @contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Torch's random state set to `seed` inside the block, the caller's afterwards."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):

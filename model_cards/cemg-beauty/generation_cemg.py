@@ -232,13 +232,17 @@ def _child_scores(logits: Tensor, children: Children, scores: Tensor, permissibl
 
     log p is over the K logits (B, W, K), or over those of the `permissible` children alone, among which `children` are.
     """
+    log_probs = code_log_probs(logits, children.codes, permissible)
+    return torch.where(children.valid, log_probs + scores.unsqueeze(-1), -torch.inf).flatten(1)
+
+
+def code_log_probs(logits: Tensor, codes: Tensor, permissible: Children | None) -> Tensor:
+    """(…, D) fp32 log p of codes (…, D), over the K logits (…, K) of their level or over those of the `permissible` children alone."""
     logits = logits.float()
     if permissible is None:
-        log_probs = logits.log_softmax(dim=-1).gather(-1, children.codes)
-    else:
-        possible = logits.gather(-1, permissible.codes).masked_fill(~permissible.valid, -torch.inf)
-        log_probs = logits.gather(-1, children.codes) - possible.logsumexp(dim=-1, keepdim=True)
-    return torch.where(children.valid, log_probs + scores.unsqueeze(-1), -torch.inf).flatten(1)
+        return logits.log_softmax(dim=-1).gather(-1, codes)
+    possible = logits.gather(-1, permissible.codes).masked_fill(~permissible.valid, -torch.inf)
+    return logits.gather(-1, codes) - possible.logsumexp(dim=-1, keepdim=True)
 
 
 def _spread_list(nodes: Tensor, scores: Tensor, first_codes: Tensor, diversity: Diversity) -> tuple[Tensor, Tensor]:

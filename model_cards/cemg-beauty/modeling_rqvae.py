@@ -250,6 +250,22 @@ class ContentHead(nn.Module):
             parts += [features[name].to(weight).masked_fill(~given[:, None], 0.0), given.to(weight)[:, None]]
         return self.network(torch.cat(parts, dim=1))
 
+    @torch.no_grad()
+    def fill(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Features and masks (of all features) of B items in which those without e^c but with content have the e^c predicted from it."""
+        filled, known = dict(features), dict(masks)
+        was_training = self.training
+        self.eval()
+        predicted = self(features, masks)
+        self.train(was_training)
+        absent = torch.zeros(len(predicted), dtype=torch.bool, device=predicted.device)
+        has_content = torch.stack([known.get(name, absent) for name in CONTENT_MODALITIES]).any(0)
+        given = known.get(COLLABORATIVE, absent)
+        own = filled.get(COLLABORATIVE, torch.zeros_like(predicted))
+        filled[COLLABORATIVE] = torch.where((has_content & ~given)[:, None], predicted, own)
+        known[COLLABORATIVE] = given | has_content
+        return filled, known
+
 
 class CEMGRQVAE(nn.Module):
     """Fusion, encoder, M residual codebooks and decoder (eq. 4)."""
@@ -371,22 +387,9 @@ class CEMGRQVAE(nn.Module):
 
         Without a head (`content_head_dim` 0) nothing is filled in.
         """
-        filled = dict(features)
         known = {name: torch.ones(len(values), dtype=torch.bool, device=values.device) for name, values in features.items()}
         known |= {name: mask.to(self.codebooks.device, torch.bool) for name, mask in (masks or {}).items()}
-        if self.content_head is None:
-            return filled, known
-        was_training = self.training
-        self.eval()
-        predicted = self.content_head(features, masks)
-        self.train(was_training)
-        absent = torch.zeros(len(predicted), dtype=torch.bool, device=predicted.device)
-        has_content = torch.stack([known.get(name, absent) for name in CONTENT_MODALITIES]).any(0)
-        given = known.get(COLLABORATIVE, absent)
-        own = filled.get(COLLABORATIVE, torch.zeros_like(predicted))
-        filled[COLLABORATIVE] = torch.where((has_content & ~given)[:, None], predicted, own)
-        known[COLLABORATIVE] = given | has_content
-        return filled, known
+        return (dict(features), known) if self.content_head is None else self.content_head.fill(features, known)
 
     @torch.no_grad()
     def encode_codes(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None, batch_size: int = 4096) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .hybrid_cemg import history_items, possible_items
+from .hybrid_cemg import possible_items
 from .search_cemg import SearchMixin, evaluating
 from .trie_cemg import ItemTrie
 
@@ -59,6 +59,7 @@ class NewItemsMixin(SearchMixin):
         *,
         dense: float,
         likelihood: float,
+        history: Tensor | None = None,
         trie: ItemTrie | None = None,
         excluded_items: Tensor | None = None,
         allowed_items: Tensor | None = None,
@@ -85,7 +86,7 @@ class NewItemsMixin(SearchMixin):
         if part is None:
             return found
         new = part.leaf_items.long()
-        cosines = functional.normalize(self._history_vectors(input_ids.to(self.device), vectors), dim=1)
+        cosines = functional.normalize(_history_vectors(self._history(input_ids, history), vectors), dim=1)
         cosines = cosines @ functional.normalize(vectors[new].float(), dim=1).T
         place = torch.full((len(vectors) + 1,), len(new), device=self.device)  # the last column takes what is no item
         place[new] = torch.arange(len(new), device=self.device)
@@ -111,7 +112,7 @@ class NewItemsMixin(SearchMixin):
             self._split_tries = (whole, trained, added)
         return trained, added
 
-    def _history_vectors(self, input_ids: Tensor, vectors: Tensor) -> Tensor:
-        """(B, V) sum of the unit content vectors of the items in token sequences (B, S), wherever the padding stands."""
-        items = history_items(input_ids, self.trie, self.config.first_code_id)
-        return (functional.normalize(vectors[items.clamp(min=0)].float(), dim=-1) * (items >= 0).unsqueeze(-1)).sum(1)
+
+def _history_vectors(items: Tensor, vectors: Tensor) -> Tensor:
+    """(B, V) sum of the unit content vectors of the items of histories (B, L), −1 = padding."""
+    return (functional.normalize(vectors[items.clamp(min=0)].float(), dim=-1) * (items >= 0).unsqueeze(-1)).sum(1)

@@ -13,7 +13,11 @@ from cemg_hf.data.schema import normalise_items
 from cemg_hf.demo.models import DemoModel
 from cemg_hf.errors import CEMGError
 from cemg_hf.features.store import FeatureStore
+from cemg_hf.training.finetune import GeneratorConfig, build_generator
+from cemg_hf.training.loading import open_tokenizer
 from cemg_hf.training.new_items import add_items_to_model
+from cemg_hf.training.streams import StreamsConfig, tokenize_streams
+from cemg_hf.training.tokenizer_config import TokenizerTrainingConfig
 
 
 @pytest.fixture
@@ -67,6 +71,20 @@ def test_a_new_item_is_coded_as_add_items_codes_it_and_nobody_else_sees_it(model
     assert {"fresh", "second"} <= another.known
     assert another.alpha["second"] == (1.0, 0.0)
     assert "second" not in view.known
+
+
+def test_a_model_of_code_streams_takes_new_items_and_has_no_alpha(run_folder: Path, tmp_path: Path) -> None:
+    codes = TokenizerTrainingConfig(dimension=8, num_levels=3, codebook_size=8, hidden_dims=[], latent_dim=4, epochs=1)
+    content_streams = StreamsConfig(modalities=["text", "image"], decoded="text")
+    tokenize_streams(content_streams, codes, run_folder / "features", tmp_path / "tokenizer", 0)
+    small = GeneratorConfig(d_model=16, d_kv=8, d_ff=16, num_heads=2, num_layers=1, num_decoder_layers=1)
+    build_generator(small, open_tokenizer(tmp_path / "tokenizer"), content_streams).save_pretrained(tmp_path / "model")
+    model = DemoModel.load(str(tmp_path / "model"), run_folder / "features")
+    view = model.with_item("fresh", content(image=picture("red")))
+    assert (model.alpha, view.alpha) == ({}, {})
+    assert "fresh" in {item.item_id for item in view.model.recommend(["fresh"], k=len(view.tokenizer.item_ids), num_beams=60)}
+    with pytest.raises(CEMGError, match="no new item has"):
+        model.with_item("fresh", content(title=None, image=picture("red")))
 
 
 def test_items_without_content_and_models_without_encoders_are_errors(model: DemoModel, run_folder: Path, tmp_path: Path) -> None:

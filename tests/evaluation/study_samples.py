@@ -36,3 +36,32 @@ def study(question: str, rows: dict[str, tuple[Variant, str, Any]], missing: tup
         not_run={variant.label: {"seeds": [1, 2], "reason": "out of time"} for variant in missing},
         **extra,
     )
+
+
+def streams_study() -> dict[str, Any]:
+    """The result file of the question of code streams, of one recipe."""
+    codes = {"items": 200, "collision_rate_before_last_level": 0.125, "collision_rate_before": 0.02, "moved_share": 0.01}
+    cost = {"train_seconds": 60.0, "codes_seconds": 5.0, "vectors_seconds": 9.0, "parameters": 300_000, "weights_bytes": 1_500_000}
+    cost |= {"index_bytes": 40_000, "batch_1_bytes": 2_000_000, "batch_64_bytes": 90_000_000}
+    latency = {"batch_1_ms": 20.0, "batch_64_ms": 4.0}
+    step = {"ms": 120.0, "all_codes_ms": 115.0, "permissible_ms": 120.0, "permissible_extra": 0.04}
+    streams = {"codes_collaborative": codes, "codes_text": codes | {"items": 190}}
+    whole = {"written": "", "softmax": "", "left_out": "", "content": "sasrec", "cost": ""}
+    mscgrec = Variant("mscgrec", "mscgrec", tables=whole)
+    cemg = Variant("cemg", tables={"softmax": "", "cost": ""})
+    rows = {
+        "mscgrec": (mscgrec, "", accuracy(0.3) | streams | {"cost": cost, "latency": latency, "step": step}),
+        "mscgrec, without text": (mscgrec, "without text", accuracy(0.25)),
+        "cemg": (cemg, "", accuracy(0.3) | {"codes_all": codes, "cost": cost, "latency": latency, "step": step}),
+        "cemg, codes only": (cemg, "codes only", accuracy(0.2)),
+        "sasrec": (Variant("sasrec", "sasrec", tables={"content": "", "cost": ""}), "", accuracy(0.31) | {"cost": cost}),
+    }
+    for label, table in (("mscgrec, text written", "written"), ("mscgrec, softmax over all codes", "softmax")):
+        variant = Variant(label, "mscgrec", ("finetune.x=1",), tables={table: "mscgrec"})
+        rows[label] = (variant, "", accuracy(0.2) | streams | {"step": step})
+    pair = {"difference": -0.1, "low": -0.2, "high": -0.05, "p_value": 0.004, "p_holm": 0.012, "n": 200}
+    where = {"recipe": "shop", "metric": "ndcg@10", "slice": "test_excluding_history"}
+    pairs = [where | pair | {"table": "written", "a": "mscgrec, text written", "b": "mscgrec"}]
+    envelope = study("streams", rows, latency={"k": 10, "batches": 20, "threads": 2}, pairs=pairs)
+    spread = {row: {part: values for part, values in slices.items() if part in PARTS} for row, slices in envelope["std"].items()}
+    return envelope | {"std": spread}

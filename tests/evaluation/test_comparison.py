@@ -15,7 +15,7 @@ from ranx import Qrels, Run, evaluate
 from cemg_hf.artefacts import write_json
 from cemg_hf.errors import CEMGError
 from cemg_hf.evaluation import bootstrap_interval, compare, hit_ranks, paired_bootstrap, per_case_metrics, read_runs
-from cemg_hf.evaluation.comparison import holm
+from cemg_hf.evaluation.comparison import cases_of_run, compare_pairs, holm
 
 
 def test_pairs_are_the_paired_bootstrap_of_the_users(tmp_path: Path) -> None:
@@ -32,6 +32,42 @@ def test_pairs_are_the_paired_bootstrap_of_the_users(tmp_path: Path) -> None:
     assert (pair.a, pair.b, pair.n) == ("a", "b", USERS)
     assert pair.p_holm == pair.p_value
     assert pair.difference == pytest.approx(runs[0].metrics["test"]["ndcg@10"] - runs[1].metrics["test"]["ndcg@10"])  # type: ignore[operator]
+
+
+def test_chosen_pairs_are_those_of_all_pairs_and_corrected_for_their_own_number(tmp_path: Path) -> None:
+    runs = {
+        name: [read_runs([save_run(tmp_path / name, name, seed, predictions(seed, 0.2 + seed / 10))])[0]] for seed, name in enumerate("abc")
+    }
+    every = {(pair.a, pair.b): pair for pair in compare([run for (run,) in runs.values()], "ndcg@10", "test", resamples=300).pairs}
+    chosen = compare_pairs({(a, b): [(runs[a], runs[b])] for a, b in ("ab", "ac")}, "ndcg@10", "test", resamples=300)
+    assert [(pair.a, pair.b) for pair in chosen] == [("a", "b"), ("a", "c")]
+    for pair in chosen:
+        same = every[pair.a, pair.b]
+        assert (pair.difference, pair.low, pair.high, pair.p_value) == (same.difference, same.low, same.high, same.p_value)
+    assert [pair.p_holm for pair in chosen] == holm([pair.p_value for pair in chosen])
+    assert compare_pairs({}) == []
+
+
+def test_users_of_several_data_sets_count_all(tmp_path: Path) -> None:
+    first, second = (
+        tuple(
+            read_runs([save_run(tmp_path / f"{name}{data}", name, data, predictions(seed, 0.3, data))])[0] for seed, name in enumerate("ab")
+        )
+        for data in (0, 1)
+    )
+    samples = [([a], [b]) for a, b in (first, second)]
+    assert cases_of_run(first[0]) == cases_of_run(first[1]) != cases_of_run(second[0])
+    (pair,) = compare_pairs({("a", "b"): samples}, "hr@10", "test", resamples=100)
+    assert pair.n == 2 * USERS
+    differences = [compare_pairs({("a", "b"): [sample]}, "hr@10", "test", resamples=100)[0].difference for sample in samples]
+    assert pair.difference == pytest.approx(np.mean(differences))
+    with pytest.raises(CEMGError, match="different test targets"):
+        compare_pairs({("a", "b"): [([first[0]], [second[1]])]}, "hr@10", "test")
+    (floor,) = (run for run in read_runs([tmp_path / "a0"]) if run.predictions is None)
+    with pytest.raises(CEMGError, match="no predictions were saved"):
+        cases_of_run(floor)
+    with pytest.raises(CEMGError, match="no predictions were saved"):
+        compare_pairs({("a", "floor"): [([first[0]], [floor])]})
 
 
 @pytest.mark.parametrize("part", ["test_cold", "test_cold_1_5_excluding_history"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from study_samples import accuracy, study
+from study_samples import accuracy, streams_study, study
 
 from cemg_hf.evaluation.study_plots import plot_study
 from cemg_hf.evaluation.study_report import QUESTIONS, format_study
@@ -66,6 +66,14 @@ def test_times_have_their_units_and_the_papers_beside_them() -> None:
     assert "Beauty ≈ 2.6 h tokenisation + 5.5 h generation, ≈ 15.6 ms per user" in text
 
 
+def test_code_streams_have_tables_of_their_own() -> None:
+    text = format_study(streams_study())
+    assert text.startswith("# STREAMS: code streams, one code, or none\n\n## shop\n\nA shop. Budget of CEMG")
+    assert "### Which stream the decoder writes" in text
+    assert "median of 20 batches" in text
+    assert "The paper, on an A100" not in text
+
+
 def test_cold_slices_carry_their_number_of_cases() -> None:
     header = cells(format_study(systems("rq5")), "System")
     assert header[2] == "HR@10, 0 interactions (n = 200)"
@@ -73,7 +81,9 @@ def test_cold_slices_carry_their_number_of_cases() -> None:
     assert len(cells(format_study(systems("rq1")), "System")) == 10
 
 
-@pytest.mark.parametrize("envelope", [systems("rq1"), ablations(), times(), sweep(), systems("rq5")], ids=lambda one: one["study"])
+@pytest.mark.parametrize(
+    "envelope", [systems("rq1"), ablations(), times(), sweep(), systems("rq5"), streams_study()], ids=lambda one: one["study"]
+)
 def test_every_question_has_a_figure(envelope: dict[str, Any], tmp_path: Path) -> None:
     plot_study(envelope, tmp_path / "study.png")
     with Image.open(tmp_path / "study.png") as image:
@@ -83,8 +93,9 @@ def test_every_question_has_a_figure(envelope: dict[str, Any], tmp_path: Path) -
 
 def test_a_question_without_any_result_still_has_a_figure(tmp_path: Path) -> None:
     for question in QUESTIONS:
-        extra = {"latency": {"k": 10, "batches": 20, "threads": 2}} if question == "rq3" else {}
-        variant = Variant("M = 4", parameter="M", value=4) if question == "rq4" else CEMG
+        extra: dict[str, Any] = {"latency": {"k": 10, "batches": 20, "threads": 2}} if question in ("rq3", "streams") else {}
+        extra |= {"pairs": []} if question == "streams" else {}
+        variant = Variant("M = 4", parameter="M", value=4) if question == "rq4" else Variant("cemg", tables={"written": ""})
         envelope = study(question, {}, missing=(variant,), **extra)
         plot_study(envelope, tmp_path / f"{question}.svg")
         assert "not run" in format_study(envelope)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import re
+from dataclasses import asdict, replace
 
 import pytest
 import yaml
@@ -11,6 +12,7 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 from cemg_hf.errors import CEMGError
 from cemg_hf.hub.dataset_card import TASKS
 from cemg_hf.hub.model_card import METRICS, SLICES, eval_results, model_card
+from cemg_hf.recipes import load_recipe
 
 
 def rows(card: str) -> dict[str, list[str]]:
@@ -72,6 +74,23 @@ def test_the_examples_parse_and_load_the_name_given() -> None:
         assert len([line for line in block.splitlines() if line]) == 3
         assert '"org/cemg-shop"' in block
         assert '["item-0001", "item-0002"]' in block
+
+
+def test_the_method_is_that_of_the_recipe() -> None:
+    """One code per item is CEMG's; a stream of codes per modality is MSCGRec's, which names those that the data has."""
+    fused = model_card(card_model(), result())
+    assert "[CEMG, arXiv 2512.21543]" in fused
+    assert "MSCGRec" not in fused
+    assert "code streams" not in fused
+    for name, streams in (("sample", "collaborative, text, image"), ("beauty", "collaborative, text")):
+        recipe = asdict(load_recipe(name, ["streams.decoded=text"], system="mscgrec"))
+        found = result()
+        found["metrics"] = {"mscgrec": found["metrics"]["cemg"]}
+        card = model_card(replace(card_model(name), recipe=recipe), found | {"intervals": {}})
+        assert "[MSCGRec, arXiv 2602.03713](https://arxiv.org/abs/2602.03713)" in card
+        assert "2512.21543" not in card
+        assert f"4 tokens for each of\n{streams}, a history shows them all, and a T5 writes the text code of the next item" in card
+        assert f"- code streams: {streams}; written: text; 0.2 of them hidden in training" in card
 
 
 def test_a_licence_of_its_own_has_a_name_and_a_place() -> None:

@@ -159,7 +159,7 @@ def test_weights_are_tried_from_one_reading_of_the_histories(finished: tuple[Pat
     cases = PreparedDataset.load(shop / "dataset").evaluation_cases("validation")
     read = []
     original = model.hybrid_candidates
-    model.hybrid_candidates = lambda *a, **o: (read.append(len(a[0])), original(*a, **o))[1]
+    model.hybrid_candidates = lambda **o: (read.append(len(o["input_ids"])), original(**o))[1]
     found = try_dense_weights(model, cases, CONFIG)
     assert sum(read) == len(cases)
     assert list(found) == list(DENSE_WEIGHTS)

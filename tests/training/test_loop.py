@@ -365,6 +365,24 @@ def test_time_budget_stops_and_the_next_call_continues(tmp_path: Path) -> None:
     assert without_times(report.history) == without_times(expected.history)
 
 
+def test_weights_in_one_buffer_are_all_in_the_checkpoint(tmp_path: Path) -> None:
+    """cuDNN lays a recurrent network's weights into one buffer, and Accelerate takes tensors of one storage for tied ones."""
+
+    def flat() -> loop_task.NextToken:
+        model = loop_task.new_model()
+        parameters = list(model.recurrent.parameters())
+        buffer = torch.cat([parameter.detach().flatten() for parameter in parameters])
+        for parameter, part in zip(parameters, buffer.split([parameter.numel() for parameter in parameters]), strict=True):
+            parameter.data = part.view_as(parameter)
+        return model
+
+    whole, _ = loop_task.run(tmp_path / "whole", model=flat())
+    with pytest.raises(Killed):
+        loop_task.run(tmp_path / "cut", model=flat(), dataset=KilledAt(61, 61 + 20))
+    resumed, _ = loop_task.run(tmp_path / "cut", model=flat())
+    assert_same_weights(weights_of(whole), weights_of(resumed))
+
+
 def test_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     model, report = loop_task.run(tmp_path)
     log = (tmp_path / "training_log.jsonl").read_bytes()

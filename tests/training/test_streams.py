@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from shop_samples import ITEMS, walks, write_dataset
 from tokenizer_samples import settings
 
@@ -28,9 +30,11 @@ from cemg_hf.training.evaluate import EvaluateConfig, GeneratorRanker, evaluate,
 from cemg_hf.training.finetune import FinetuneConfig, GeneratorConfig, build_generator, finetune
 from cemg_hf.training.loading import open_tokenizer
 from cemg_hf.training.loop import LoopConfig
+from cemg_hf.training.new_items import add_encoded_items
 from cemg_hf.training.objective import ObjectiveConfig
 from cemg_hf.training.pipeline import run
 from cemg_hf.training.rq_dino_codes import PictureCodes
+from cemg_hf.training.sequential import SequentialConfig
 from cemg_hf.training.stage_store import StageStore
 from cemg_hf.training.streams import CODEBOOKS_NAME, REPORT_NAME, StreamsConfig, load_codebooks, stream_codes, tokenize_streams
 from cemg_hf.training.tokenize import tokenize
@@ -145,6 +149,41 @@ def test_a_modality_that_the_catalogue_lacks_is_no_stream(tmp_path: Path, caplog
         build_generator(SMALL.generator, tokenizer, StreamsConfig(decoded="image"))
 
 
+def test_a_modality_that_is_masked_for_the_whole_catalogue_is_no_stream(tmp_path: Path) -> None:
+    store = features()
+    nothing = replace(store.modalities["image"], mask=np.zeros(ITEMS, dtype=bool))
+    replace(store, modalities=dict(store.modalities) | {"image": nothing}).save(tmp_path / "features")
+    tokenize_streams(StreamsConfig(), CODES, tmp_path / "features", tmp_path / "tokenizer", 0)
+    tokenizer = open_tokenizer(tmp_path / "tokenizer")
+    assert isinstance(tokenizer, MSCGRecTokenizer)
+    assert tokenizer.streams == ["collaborative", "text"]
+    with pytest.raises(CEMGError, match=r"no image vectors, .* set streams.decoded to one of collaborative, text"):
+        tokenize_streams(StreamsConfig(decoded="image"), CODES, tmp_path / "features", tmp_path / "other", 0)
+
+
+def test_streams_of_different_length_are_refused(shop: Path, tmp_path: Path) -> None:
+    path = tmp_path / "features"
+    features().save(path)
+    arrays = load_file(path / "features.safetensors")
+    save_file(arrays | {"text.vectors": arrays["text.vectors"][:-1].clone()}, path / "features.safetensors")
+    with pytest.raises(CEMGError, match=f"{ITEMS - 1} text vectors for {ITEMS} item ids"):
+        tokenize_streams(StreamsConfig(), CODES, path, tmp_path / "tokenizer", 0)
+    copy = tmp_path / "copy"
+    shutil.copytree(shop / "tokenizer", copy)
+    books = load_file(copy / CODEBOOKS_NAME)
+    save_file(books | {"text": books["text"][:-1].clone()}, copy / CODEBOOKS_NAME)
+    with pytest.raises(CEMGError, match=r"these do not \(collaborative 3×6, text 2×6, image 3×6\)"):
+        finetune(SMALL, shop / "dataset", copy, tmp_path / "model", 0, StreamsConfig())
+    save_file({name: books[name] for name in ("collaborative", "image")}, copy / CODEBOOKS_NAME)
+    with pytest.raises(CEMGError, match="no code vectors of text, only of collaborative, image"):
+        finetune(SMALL, shop / "dataset", copy, tmp_path / "model", 0, StreamsConfig())
+    features().save(path)
+    (path / "item_ids.json").write_text(json.dumps([f"i{item}" for item in range(1, ITEMS + 1)]))
+    tokenize_streams(StreamsConfig(), CODES, path, tmp_path / "tokenizer", 0)
+    with pytest.raises(CEMGError, match="run `cemg tokenize` on this data set"):
+        finetune(SMALL, shop / "dataset", tmp_path / "tokenizer", tmp_path / "model", 0, StreamsConfig())
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -236,6 +275,78 @@ def test_a_model_without_streams_has_none_to_leave_out(shop: Path, tmp_path: Pat
     model = build_generator(SMALL.generator, open_tokenizer(tmp_path / "tokenizer")).eval()
     with pytest.raises(CEMGError, match="without_streams: text cannot be left out"):
         GeneratorRanker(model, without_streams=("text",))(data.evaluation_cases("test"), 10, exclude_history=True)
+
+
+# ---- new items and a dense tower ---------------------------------------------------------------------------------------------------
+
+
+def new_items(count: int, lacking: dict[str, list[int]], seed: int = 3) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Raw vectors and masks of items that lie on the ring."""
+    encoded = {}
+    for stream, name in enumerate(("text", "image"), start=1):
+        known = modality(6 + len(name), [], stream)
+        mask = ~np.isin(np.arange(count), lacking.get(name, []))
+        encoded[name] = (known.vectors[seed : seed + count] + 0.01, mask)
+    return encoded
+
+
+@pytest.mark.parametrize(("decoded", "added"), [("collaborative", ["a", "b", "c"]), ("text", ["a", "c"])])
+def test_new_items_come_in_by_their_content_and_are_found(
+    shop: Path, data: PreparedDataset, decoded: str, added: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    coded = open_tokenizer(shop / "tokenizer")
+    assert isinstance(coded, MSCGRecTokenizer)
+    tokenizer = coded.with_layout(base_vocab_size=2, max_history=5, decoded=decoded)
+    with caplog.at_level(logging.WARNING):
+        found = add_encoded_items(tokenizer, ["a", "b", "c", "d"], new_items(4, {"text": [1, 3], "image": [2, 3]}), "predicted")
+    assert tokenizer.item_ids[ITEMS:] == added
+    assert len(found.item_codes) == len(added)
+    assert f"{4 - len(added)} new items have no content" in caplog.text
+    assert torch.equal(tokenizer.stream_codes[:ITEMS, 0], tokenizer.item_codes[:ITEMS])
+    if decoded == "collaborative":
+        model = load_generator(shop / "model", data)
+        assert model.tokenizer is not None
+        add_encoded_items(model.tokenizer, ["a"], new_items(1, {}), "predicted")
+        (first, *_) = model.recommend(["i0", "i1", "i2"], k=5, new_item_boost=100.0)
+        assert first.item_id == "a"
+        assert torch.equal(model.tokenizer.item_codes[ITEMS], found.item_codes[0])  # the model folder holds the same networks
+
+
+def test_the_head_is_trained_on_the_catalogue_and_reported(shop: Path, tmp_path: Path) -> None:
+    report = json.loads((shop / "tokenizer" / REPORT_NAME).read_text())["content_head"]
+    assert report["items"] == ITEMS - 3  # two have no collaborative vector, one neither a text nor a picture
+    assert report["cosine"] > 0.5
+    tokenize_streams(StreamsConfig(), replace(CODES, content_head_dim=0), shop / "features", tmp_path / "tokenizer", 0)
+    headless = open_tokenizer(tmp_path / "tokenizer")
+    assert torch.equal(headless.stream_codes, open_tokenizer(shop / "tokenizer").stream_codes)  # type: ignore[attr-defined]
+    with pytest.raises(CEMGError, match=r"cannot be added: new items have nothing for the collaborative codes; .*content_head_dim above 0"):
+        add_encoded_items(headless, ["a"], new_items(1, {}), "predicted")
+    with pytest.raises(CEMGError, match="collaborative='predicted'"):
+        add_encoded_items(open_tokenizer(shop / "tokenizer"), ["a"], new_items(1, {}), "masked")
+
+
+def test_a_dense_tower_stands_beside_streams(shop: Path, tmp_path: Path, data: PreparedDataset) -> None:
+    tower = SequentialConfig(
+        settings={"hidden_size": 16, "num_layers": 1, "num_heads": 2, "dropout": 0.0},
+        loop=LoopConfig(epochs=4, batch_size=32, learning_rate=0.01, eval_every=4),
+    )
+    taught = replace(SMALL.objective, teacher_weight=0.5)
+    config = replace(SMALL, dense=tower, objective=taught, loop=replace(SMALL.loop, epochs=4))
+    finetune(config, shop / "dataset", shop / "tokenizer", tmp_path / "model", 0, StreamsConfig())
+    model, cases = load_generator(tmp_path / "model", data), data.evaluation_cases("test")
+    report = json.loads((tmp_path / "model" / "training_report.json").read_text())
+    by_weight = {float(weight): found["ndcg@10"] for weight, found in report["dense_weights"].items()}
+    assert by_weight[model.config.dense_weight] == max(by_weight.values())
+    ranked, scores = GeneratorRanker(model, dense_weight=0.5)(cases, 10, exclude_history=True)
+    check_rankings(ranked, ITEMS)
+    for row in range(5):
+        history = [data.item_ids[item] for item in cases.histories.to_lists()[row]]
+        found = model.recommend(history, k=10, num_beams=50, dense_weight=0.5, exclude_history=True)
+        assert [data.item_ids[item] for item in ranked[row]] == [item.item_id for item in found]
+        assert scores[row].tolist() == pytest.approx([item.score for item in found], abs=1e-4)
+    with_content = replace(config, dense=replace(tower, content=True))
+    with pytest.raises(CEMGError, match=r"code streams come without content vectors; set .*content to false"):
+        finetune(with_content, shop / "dataset", shop / "tokenizer", tmp_path / "other", 0, StreamsConfig())
 
 
 # ---- recipe -----------------------------------------------------------------------------------------------------------------------

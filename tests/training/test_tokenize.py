@@ -32,6 +32,7 @@ def test_the_report_has_what_scripts_outside_read(made: tuple[Recipe, Path]) -> 
     written = report(made[1] / "tokenizer")
     assert {"used_codes", "perplexity"} <= set(written["levels"][0])
     assert written["collision_rate_after"] == 0
+    assert written["collision_rate_before"] <= written["collision_rate_before_last_level"] <= 1
     assert {"collision_rate_before", "reconstruction_error", "pca_error", "alpha", "fusion", "content_head", "history"} <= set(written)
     assert written["fusion"]["pairs"] > 0
 

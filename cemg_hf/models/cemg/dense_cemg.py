@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .kept_cemg import Kept
+
 EMBEDDING_STD = 0.02
 """Small as scores, and scaled up when read. Against 1/√d for both, at a learning rate of its own, validation NDCG@10 rose 5 % on Beauty."""
 LAYERS = ("sasrec", "ligr")
@@ -147,7 +149,15 @@ class DenseTower(nn.Module):
         )
         self.final_norm = nn.LayerNorm(size)
         self.dropout = nn.Dropout(settings.dropout)
+        self._vectors, self._single = Kept(), Kept()
         self.reset_parameters()
+
+    def train(self, mode: bool = True) -> DenseTower:
+        """As in torch. What was kept for ranking is dropped, so that nothing an optimizer does can be missed."""
+        if mode:
+            self._vectors.forget()
+            self._single.forget()
+        return super().train(mode)
 
     def reset_parameters(self) -> None:
         """Normal embeddings, Xavier matrices, zero biases."""
@@ -165,6 +175,8 @@ class DenseTower(nn.Module):
     def item_vectors(self, rows: Tensor | None = None, content: Tensor | None = None) -> Tensor:
         """(N, d) vectors of the items of a catalogue.
 
+        In evaluation mode and without gradients they are computed once and kept while weights, rows and content stay as they are.
+
         Args:
             rows: (N,) embedding row of each item, −1 for an item without one; None: all rows in their order.
             content: (N, content_dim) content vectors, for a tower that knows content.
@@ -172,13 +184,26 @@ class DenseTower(nn.Module):
         Raises:
             ValueError: a tower that was trained with content and gets none.
         """
+        if self.content is not None and content is None:
+            raise ValueError("this network was trained with content vectors, and none are given")
+        parts = (self.item_embedding, self.content)
+        # An adapter or a quantised layer in the place of one may depend on more than its weights.
+        if self.training or any(type(part) not in (nn.Embedding, nn.Linear, type(None)) for part in parts):
+            return self._item_vectors(rows, content)
+        sources = [part.weight for part in parts if part is not None] + [given for given in (rows, content) if given is not None]
+        return self._vectors.get(sources, lambda: self._item_vectors(rows, content))
+
+    def scores(self, states: Tensor, vectors: Tensor) -> Tensor:
+        """(B, N) fp32 dot products of states (B, d) with the vectors (N, d) of a catalogue, whose fp32 copy is kept as they are."""
+        return states.float() @ self._single.get([vectors], vectors.float).T
+
+    def _item_vectors(self, rows: Tensor | None, content: Tensor | None) -> Tensor:
         own = self.item_embedding.weight
         if rows is not None:
             own = own[rows.clamp(min=0)].masked_fill((rows < 0).unsqueeze(1), 0)
         if self.content is None:
             return functional.normalize(own, dim=1) if self.settings.cosine_scale else own
-        if content is None:
-            raise ValueError("this network was trained with content vectors, and none are given")
+        assert content is not None
         if self.training and self.settings.id_dropout:
             own = own.masked_fill(torch.rand(len(own), 1, device=own.device) < self.settings.id_dropout, 0)
         vectors = own + self.content(content.to(self.content.weight.dtype))

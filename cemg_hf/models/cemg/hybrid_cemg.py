@@ -51,6 +51,7 @@ class HybridMixin(SearchMixin):
         attention_mask: Tensor,
         num_beams: int,
         *,
+        history: Tensor | None = None,
         trie: ItemTrie | None = None,
         excluded_items: Tensor | None = None,
         allowed_items: Tensor | None = None,
@@ -69,14 +70,15 @@ class HybridMixin(SearchMixin):
         filters: dict[str, Any] = {"excluded_items": excluded_items, "allowed_items": allowed_items, "restricted": restricted}
         with evaluating(self):
             encoded = self._encode_history(input_ids, attention_mask)
-            written, codes = self._search(trie, *encoded, num_beams, None, **filters)
-            log_probs = self.dense_log_probs(history_items(input_ids.to(self.device), self.trie, self.config.first_code_id))
+            log_probs = self.dense_log_probs(self._history(input_ids, history))
             possible = possible_items(log_probs.shape[1], trie, len(log_probs), **filters)
             best, found = log_probs.masked_fill(~possible, -torch.inf).topk(min(num_beams, log_probs.shape[1]), dim=1)
-            twice = (found.unsqueeze(2) == written.unsqueeze(1)).any(dim=2)
-            found = found.masked_fill((best == -torch.inf) | twice, -1)
-            codes = torch.cat([codes, self._score(*encoded, found)], dim=1)
-        items = torch.cat([written, found], dim=1)
+            found = found.masked_fill(best == -torch.inf, -1)
+            beside = self._beside(*encoded, found)
+            written, codes = self._search(trie, *encoded, num_beams, None, beside=beside, **filters)
+        twice = (found.unsqueeze(2) == written.unsqueeze(1)).any(dim=2)
+        codes = torch.cat([codes, beside.scores.masked_fill(twice, -torch.inf)], dim=1)
+        items = torch.cat([written, found.masked_fill(twice, -1)], dim=1)
         dense = log_probs.gather(1, items.clamp(min=0)).masked_fill(items < 0, -torch.inf)
         return Candidates(items, codes, dense)
 
@@ -88,7 +90,7 @@ class HybridMixin(SearchMixin):
             first = ((items >= 0).sum(dim=1, keepdim=True) - longest).clamp(min=0)
             items = items.gather(1, first + torch.arange(longest, device=items.device))
         states = self.dense.last_states(items, vectors)
-        scores = states.float() @ vectors.float().T
+        scores = self.dense.scores(states, vectors)
         if self.dense.content is None:  # it knows nothing of new items, which come last
             scores = torch.where(self._tower_rows() >= 0, scores, scores.amin(dim=1, keepdim=True) - 1)
         return scores.log_softmax(dim=1)
@@ -108,24 +110,6 @@ class HybridMixin(SearchMixin):
                 known = (leaves >= 0) & ~self._on_device("new_items")
                 kept = self._dense_rows = (trie, torch.where(known, trained.leaf_items[leaves.clamp(min=0)].long(), -1))
         return kept[1]
-
-
-def history_items(input_ids: Tensor, trie: ItemTrie, first_code_id: int) -> Tensor:
-    """(B, L) item indices of token sequences (B, S), chronological, −1 = padding at the end, wherever the tokens' padding stands.
-
-    Tokens that are no item of the trie are left out.
-    """
-    levels, size = trie.num_levels, trie.codebook_size
-    if input_ids.shape[1] < levels:
-        return input_ids.new_zeros(len(input_ids), 0)
-    windows = (input_ids - first_code_id).unfold(1, levels, 1)  # an item begins where a code of the first level stands
-    begins = (windows[..., 0] >= 0) & (windows[..., 0] < size)
-    leaves = trie.walk(windows - size * torch.arange(levels, device=input_ids.device))
-    present = begins & (leaves >= 0)
-    items = torch.where(present, trie.leaf_items[leaves.clamp(min=0)].long(), -1)
-    order = (~present).to(torch.uint8).argsort(dim=1, stable=True)
-    longest = int(present.sum(dim=1).max())
-    return items.gather(1, order)[:, :longest]
 
 
 def possible_items(

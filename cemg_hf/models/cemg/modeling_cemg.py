@@ -395,5 +395,8 @@ class CEMGForConditionalGeneration(GenerateMixin, T5ForConditionalGeneration):
         first = self.config.first_code_id + first_level * size
         # The weight, not the head's forward: K rows per level instead of the whole vocabulary. peft's wrapper for trainable token
         # rows answers with the rows as they are trained.
-        codes = self.lm_head.weight[first : first + count * size].view(count, size, -1)
+        rows = self.lm_head.weight[first : first + count * size]
+        if count == 1:  # in every step of a search, where what einsum prepares takes longer than the product
+            return nn.functional.linear(hidden, rows)
+        codes = rows.view(count, size, -1)
         return torch.einsum("...md,mkd->...mk", hidden, codes)

@@ -43,6 +43,7 @@ class RecommendationMixin(HybridMixin, NewItemsMixin):
         num_beams: int,
         excluded_items: Tensor | None = None,
         *,
+        history: Tensor | None = None,
         allowed_items: Tensor | None = None,
         restricted: Tensor | None = None,
         diversity: Diversity | None = None,
@@ -58,6 +59,8 @@ class RecommendationMixin(HybridMixin, NewItemsMixin):
             input_ids, attention_mask: (B, S) as `tokenizer(histories, padding=True, return_tensors="pt")` gives them.
             num_beams: length of the lists; as many beams as items make the search exhaustive.
             excluded_items: (B, E) item indices that must not come out, −1 = none.
+            history: (B, L) item indices of the histories, −1 = padding at the end; None: read from the tokens where they are needed, which
+                takes longer, and lacks items that the tokens do not identify.
             allowed_items: (B, A) the only item indices that may come out, −1 = none.
             restricted: (B,) bool, rows of `allowed_items` that count (default: all).
             diversity: spread of the lists over first codes.
@@ -82,7 +85,8 @@ class RecommendationMixin(HybridMixin, NewItemsMixin):
                     "max_per_first_code, min_first_codes and new_item_boost are of the codes alone; leave dense_weight out with them "
                     "(the dense tower finds new items by their content without a boost)"
                 )
-            return self.hybrid_candidates(input_ids, attention_mask, num_beams, trie=trie, **filters).ranking(dense_weight, num_beams)
+            found = self.hybrid_candidates(input_ids, attention_mask, num_beams, history=history, trie=trie, **filters)
+            return found.ranking(dense_weight, num_beams)
         if new_item_boost is None:
             if new_item_dense or new_item_likelihood != 1:
                 raise ValueError("new_item_dense and new_item_likelihood need new_item_boost; give it a number, 0 for no bonus")
@@ -93,12 +97,11 @@ class RecommendationMixin(HybridMixin, NewItemsMixin):
             raise ValueError(f"new_item_boost must be a finite number or None, got {new_item_boost}")
         if diversity is not None:
             raise ValueError("max_per_first_code and min_first_codes do not go with new_item_boost, whose lists are merged afterwards")
-        found = self.rank_separately(input_ids, attention_mask, num_beams, trie=trie, **filters)
+        apart = self.rank_separately(input_ids, attention_mask, num_beams, trie=trie, **filters)
         if new_item_dense or new_item_likelihood != 1:
-            found = self.score_new_items(
-                found, input_ids, num_beams, dense=new_item_dense, likelihood=new_item_likelihood, trie=trie, **filters
-            )
-        return merge_rankings(*found, new_item_boost, num_beams)
+            weights: dict[str, Any] = {"dense": new_item_dense, "likelihood": new_item_likelihood}
+            apart = self.score_new_items(apart, input_ids, num_beams, history=history, trie=trie, **weights, **filters)
+        return merge_rankings(*apart, new_item_boost, num_beams)
 
     def recommend(
         self,
@@ -191,6 +194,7 @@ class RecommendationMixin(HybridMixin, NewItemsMixin):
                 inputs["attention_mask"],
                 num_beams,
                 **_filters(known[part] if exclude_history else None, *(None if rows is None else rows[part] for rows in lists.values())),
+                history=_padded([indices[-tokenizer.max_history :] for indices in known[part]]),
                 diversity=diversity,
                 trie=trie,
                 dense_weight=dense_weight,

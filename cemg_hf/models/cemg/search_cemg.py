@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from .decoding_cemg import BeamDecoder
-from .generation_cemg import Diversity, ItemFilter, PrefixConstrainedLogitsProcessor, constrained_beam_search
+from .generation_cemg import (
+    Diversity,
+    ItemFilter,
+    NextLevel,
+    PrefixConstrainedLogitsProcessor,
+    code_log_probs,
+    constrained_beam_search,
+)
 from .tokenization_cemg import CEMGTokenizer
 from .trie_cemg import ItemTrie
 
@@ -31,6 +38,55 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         if training:
             model.train()
+
+
+class ItemsBeside:
+    """Given items that are scored while a search goes on: beams beside its own, which none of them displaces.
+
+    To the search it is the network. One pass of the decoder then scores what the search finds and what is given.
+
+    Args:
+        next_level: the network.
+        trie: the whole catalogue.
+        items: (B, C) item indices, −1 = none.
+        codes: (B, C, M) their codes, anything for −1.
+        constrained_softmax: whether log p is over the codes that continue the prefix in the catalogue.
+    """
+
+    def __init__(self, next_level: NextLevel, trie: ItemTrie, items: Tensor, codes: Tensor, constrained_softmax: bool) -> None:
+        self.next_level, self.trie, self.codes = next_level, trie, codes
+        self.absent = items < 0
+        self.total = torch.zeros(items.shape, device=codes.device)
+        self.width = 0  # of the search, at the level before
+        self.nodes: list[Tensor] = []
+        """With the constrained softmax, per level: (B, C) the nodes at which the items' codes of the level begin."""
+        if constrained_softmax:
+            node = trie.leaves_of(items.masked_fill(self.absent, 0))
+            for depth in reversed(range(trie.num_levels)):
+                node = trie.parents(depth, node)
+                self.nodes.insert(0, node)
+
+    def __call__(self, level: int, parents: Tensor, codes: Tensor) -> Tensor:
+        """(B, W, K) logits for the W beams of the search; arguments as for `NextLevel`, of which the first level has one beam."""
+        width = codes.shape[1]
+        if level == 0:
+            logits = self.next_level(level, parents, codes)
+            own = logits.expand(-1, self.total.shape[1], -1)
+        else:
+            # All items begin at the one beam of the first level, and follow themselves from then on, behind the beams of the search.
+            first = torch.arange(self.total.shape[1], device=codes.device) + self.width if level > 1 else parents.new_zeros(1)
+            parents = torch.cat([parents, first.expand(self.total.shape)], dim=1)
+            logits = self.next_level(level, parents, torch.cat([codes, self.codes[..., level - 1]], dim=1))
+            logits, own = logits[:, :width], logits[:, width:]
+        permissible = self.trie.children(level, self.nodes[level]) if self.nodes else None
+        self.total = self.total + code_log_probs(own, self.codes[..., level : level + 1], permissible).squeeze(-1)
+        self.width = width
+        return logits
+
+    @property
+    def scores(self) -> Tensor:
+        """(B, C) fp32 Σ log p of the levels so far, −inf for −1."""
+        return self.total.masked_fill(self.absent, -torch.inf)
 
 
 class SearchMixin(Base):
@@ -81,28 +137,27 @@ class SearchMixin(Base):
     def score_items(self, input_ids: Tensor, attention_mask: Tensor, items: Tensor) -> Tensor:
         """(B, C) fp32 Σ log p of the codes of items (B, C), −inf for −1: what the beam search gives them if it finds them."""
         with evaluating(self):
-            return self._score(*self._encode_history(input_ids, attention_mask), items.to(self.device))
+            beside = self._beside(*self._encode_history(input_ids, attention_mask), items.to(self.device))
+            nobody = beside.codes.new_zeros(len(items), 1)
+            for level in range(self.config.num_levels):  # without a search: one beam for the first level, none afterwards
+                beside(level, nobody[:, level:], nobody[:, level:])
+            return beside.scores
 
-    def _score(self, attention_mask: Tensor, states: Tensor, items: Tensor) -> Tensor:
-        """`score_items` from encoded histories: the candidates are the beams, and none of them ever leaves."""
-        trie, config = self.trie, self.config
+    def _beside(self, attention_mask: Tensor, states: Tensor, items: Tensor) -> ItemsBeside:
+        """Items (B, C) to score on encoded histories."""
         codes = self._on_device("item_codes")[items.clamp(min=0)]
-        next_level = self._level_scorer(attention_mask, states)
-        beams = torch.arange(items.shape[1], device=self.device).expand(len(items), -1)
-        total = torch.zeros(items.shape, device=self.device)
-        nodes = torch.zeros_like(items)
-        for level in range(config.num_levels):
-            logits = next_level(level, beams, codes[..., level - 1]).float()
-            if config.constrained_softmax:
-                logits = logits.masked_fill(~trie.allowed(level, nodes), -torch.inf)
-                nodes = trie.descend(level, nodes, codes[..., level])
-            total = total + logits.log_softmax(dim=-1).gather(-1, codes[..., level : level + 1]).squeeze(-1)
-        return total.masked_fill(items < 0, -torch.inf)
+        return ItemsBeside(self._level_scorer(attention_mask, states), self.trie, items, codes, self.config.constrained_softmax)
 
     def _encode_history(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Attention mask on the model's device, and the encoder's states (B, S, D)."""
         input_ids, attention_mask = input_ids.to(self.device), attention_mask.to(self.device)
         return attention_mask, self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+    def _history(self, input_ids: Tensor, history: Tensor | None) -> Tensor:
+        """(B, L) item indices of histories, −1 = padding at the end: those that are given, or what the tokens (B, S) tell of them."""
+        if history is not None:
+            return history.to(self.device)
+        return history_items(input_ids.to(self.device), self.trie, self.config.first_code_id)
 
     def _search(
         self,
@@ -112,12 +167,13 @@ class SearchMixin(Base):
         num_beams: int,
         diversity: Diversity | None = None,
         *,
+        beside: ItemsBeside | None = None,
         excluded_items: Tensor | None = None,
         allowed_items: Tensor | None = None,
         restricted: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Constrained beam search in `trie` from encoded histories."""
-        next_level = self._level_scorer(attention_mask, states)
+        """Constrained beam search in `trie` from encoded histories; `beside` are items to score in the same pass."""
+        next_level = self._level_scorer(attention_mask, states) if beside is None else beside
         items = None
         if excluded_items is not None or allowed_items is not None:
             items = ItemFilter(
@@ -126,8 +182,8 @@ class SearchMixin(Base):
         whole = self.trie if self.config.constrained_softmax else None
         return constrained_beam_search(next_level, trie, len(states), num_beams, items, diversity, normalised_in=whole)
 
-    def _level_scorer(self, attention_mask: Tensor, states: Tensor) -> Callable[[int, Tensor, Tensor], Tensor]:
-        """(level, parents (B, W), codes (B, W) of the level before) → logits (B, W, K) of a level; to be called level by level."""
+    def _level_scorer(self, attention_mask: Tensor, states: Tensor) -> NextLevel:
+        """The network of a search over encoded histories; to be called level by level."""
         config = self.config
         decoder = BeamDecoder(self.decoder, states, self._cross_attention_mask(attention_mask, seen_items=None), config.num_levels)
 
@@ -140,3 +196,21 @@ class SearchMixin(Base):
             return self._level_logits(hidden.unsqueeze(-2), first_level=level).squeeze(-2)
 
         return next_level
+
+
+def history_items(input_ids: Tensor, trie: ItemTrie, first_code_id: int) -> Tensor:
+    """(B, L) item indices of token sequences (B, S), chronological, −1 = padding at the end, wherever the tokens' padding stands.
+
+    Tokens that are no item of the trie are left out.
+    """
+    levels, size = trie.num_levels, trie.codebook_size
+    if input_ids.shape[1] < levels:
+        return input_ids.new_zeros(len(input_ids), 0)
+    windows = (input_ids - first_code_id).unfold(1, levels, 1)  # an item begins where a code of the first level stands
+    begins = (windows[..., 0] >= 0) & (windows[..., 0] < size)
+    leaves = trie.walk(windows - size * torch.arange(levels, device=input_ids.device))
+    present = begins & (leaves >= 0)
+    items = torch.where(present, trie.leaf_items[leaves.clamp(min=0)].long(), -1)
+    order = (~present).to(torch.uint8).argsort(dim=1, stable=True)
+    longest = int(present.sum(dim=1).max())
+    return items.gather(1, order)[:, :longest]

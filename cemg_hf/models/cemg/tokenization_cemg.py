@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BatchEncoding, PreTrainedTokenizer
 
 from .assignment_cemg import assign_unique_codes
@@ -130,14 +130,8 @@ class CEMGTokenizer(PreTrainedTokenizer):
                 raise ValueError(f"{item_codes_file}: holds no tensor item_codes; save the tokenizer again")
             item_codes, new_items, item_vectors = stored["item_codes"].long(), stored.get("new_items"), stored.get("item_vectors")
         if rqvae_file is not None and rqvae_config_file is not None and rqvae is None:
-            described = json.loads(Path(rqvae_config_file).read_text(encoding="utf-8"))
-            _check_format(described.get("format", FORMAT))
-            tensors = load_tensors(rqvae_file)
+            described, tensors, projections = load_network(rqvae_config_file, rqvae_file)
             encoders = described["encoders"]
-            projections = {name: {} for name in described["projections"]}
-            for key in [key for key in tensors if key.startswith("projection.")]:
-                _, name, part = key.split(".")
-                projections[name][part] = tensors.pop(key)  # type: ignore[index]
             rqvae = CEMGRQVAE(CEMGRQVAEConfig.from_dict(described["rqvae"]))
             rqvae.load_state_dict(tensors)
             rqvae.eval()
@@ -288,11 +282,11 @@ class CEMGTokenizer(PreTrainedTokenizer):
             ValueError: no RQ-VAE, ids that exist or repeat, vectors that do not fit or are not finite, an item without any
                 modality, or more items than codes. The tokenizer is left as it was.
         """
+        sizes = self._input_sizes()
         item_ids = self._check_new_ids(item_ids)
-        if collaborative not in ("predicted", "masked"):
-            raise ValueError(f"collaborative must be 'predicted' or 'masked', got {collaborative!r}")
+        check_collaborative(collaborative)
         before = self._catalogue
-        latent, nearest, content = self._quantise_raw(item_ids, vectors, masks or {}, predict=collaborative == "predicted")
+        latent, nearest, content = self._quantise_raw(item_ids, vectors, masks or {}, sizes, predict=collaborative == "predicted")
         assert self.rqvae is not None
         codes, report = assign_unique_codes(nearest, latent, self.rqvae.codebooks.detach(), taken=before.item_codes)
         self._catalogue = self._new_catalogue(
@@ -302,6 +296,21 @@ class CEMGTokenizer(PreTrainedTokenizer):
             None if before.item_vectors is None else torch.cat([before.item_vectors, content.to(before.item_vectors)]),
         )
         return AddedItems(codes, report.moved, report.spilled, report.collision_rate_before)
+
+    def codable(self, masks: Mapping[str, Any], collaborative: str = "predicted") -> Tensor:
+        """(n,) bool, which of n new items `add_items` can give codes, by the modalities they have: any of this tokenizer's will do.
+
+        Args:
+            masks: modality -> (n,) booleans, True where there is a vector; not empty.
+            collaborative: as for `add_items`.
+
+        Raises:
+            ValueError: a tokenizer that takes no new items at all.
+        """
+        sizes = self._input_sizes()
+        given = [_mask(name, mask, len(mask)) for name, mask in masks.items() if name in sizes]
+        size = len(next(iter(masks.values())))
+        return torch.stack(given).any(dim=0) if given else torch.zeros(size, dtype=torch.bool)
 
     def remove_items(self, item_ids: Sequence[str]) -> None:
         """Take items out of the catalogue: they are known and recommended no longer, and their codes are free. Others keep theirs.
@@ -320,11 +329,15 @@ class CEMGTokenizer(PreTrainedTokenizer):
         vectors = None if before.item_vectors is None else before.item_vectors[kept]
         self._catalogue = self._new_catalogue(remaining, before.item_codes[kept], before.new_items[kept], vectors)
 
+    def _input_sizes(self) -> Mapping[str, int]:
+        """Modality -> dimension of what is read by the network that codes new items; ValueError where there is none."""
+        if self.rqvae is None:
+            raise ValueError("this tokenizer has no RQ-VAE to code new items with; load one that `cemg tokenize` wrote")
+        return self.rqvae.config.modality_dims
+
     def _check_new_ids(self, item_ids: Sequence[str]) -> list[str]:
         if isinstance(item_ids, str):
             raise ValueError(f"item_ids is a list of item ids, got the string {item_ids!r}; write [{item_ids!r}]")
-        if self.rqvae is None:
-            raise ValueError("this tokenizer has no RQ-VAE to code new items with; load one that `cemg tokenize` wrote")
         found = list(item_ids)
         if not found:
             raise ValueError("item_ids: empty; give at least one new item")
@@ -347,34 +360,16 @@ class CEMGTokenizer(PreTrainedTokenizer):
 
     @torch.no_grad()
     def _quantise_raw(
-        self, item_ids: list[str], vectors: Mapping[str, Any], masks: Mapping[str, Any], predict: bool
+        self, item_ids: list[str], vectors: Mapping[str, Any], masks: Mapping[str, Any], sizes: Mapping[str, int], predict: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         """z (n, D), nearest codes (n, M) and content vectors (n, V), on the CPU, from raw encoder vectors; a block of items at a time."""
         rqvae = self.rqvae
         assert rqvae is not None
-        for argument, given in (("vectors", vectors), ("masks", masks)):
-            unknown = [name for name in given if name not in rqvae.config.modality_dims]
-            if unknown:
-                raise ValueError(
-                    f"{argument}: modality {unknown[0]!r} is not one the tokenizer was trained on ({', '.join(rqvae.config.modality_dims)})"
-                )
-            for name, values in given.items():
-                if len(values) != len(item_ids):
-                    raise ValueError(f"{argument}[{name!r}]: {len(values)} rows for {len(item_ids)} item ids; give one row per item")
-        if not vectors:
-            raise ValueError("vectors: empty; give raw encoder vectors of at least one modality")
         latent, codes, content = [], [], []
         was_training = rqvae.training
         rqvae.eval()
         try:
-            for start in range(0, len(item_ids), ENCODED_AT_ONCE):
-                rows = slice(start, start + ENCODED_AT_ONCE)
-                ids = item_ids[rows]
-                given = {name: _mask(name, masks[name][rows] if name in masks else None, len(ids)) for name in vectors}
-                bare = ~torch.stack(list(given.values())).any(dim=0)
-                if bool(bare.any()):
-                    raise ValueError(f"item {ids[int(bare.nonzero()[0])]!r} has no modality at all; give it a vector, or leave it out")
-                features = {name: self._project(name, vectors[name][rows], mask, ids) for name, mask in given.items()}
+            for _, features, given in self._inputs(item_ids, vectors, masks, sizes, rqvae.codebooks.device):
                 if predict:
                     features, given = rqvae.fill_collaborative(features, given)
                 z = rqvae.encode(features, given)
@@ -385,16 +380,48 @@ class CEMGTokenizer(PreTrainedTokenizer):
             rqvae.train(was_training)
         return torch.cat(latent), torch.cat(codes), torch.cat(content)
 
-    def _project(self, name: str, raw: Any, mask: Tensor, ids: list[str]) -> Tensor:
-        """RQ-VAE inputs (B, d_m) of raw vectors (B, D_m), zero where masked."""
-        assert self.rqvae is not None
+    def _inputs(
+        self, item_ids: list[str], vectors: Mapping[str, Any], masks: Mapping[str, Any], sizes: Mapping[str, int], device: torch.device
+    ) -> Iterator[tuple[list[str], dict[str, Tensor], dict[str, Tensor]]]:
+        """Ids, network inputs and masks of new items, a block at a time, from raw encoder vectors.
+
+        Args:
+            item_ids: n ids.
+            vectors: modality -> (n, D_m).
+            masks: modality -> (n,) booleans.
+            sizes: modality -> d_m of the networks' inputs.
+            device: where the networks are.
+
+        Raises:
+            ValueError: what does not fit, or an item without any modality; for the arguments as a whole before the first block.
+        """
+        for argument, given in (("vectors", vectors), ("masks", masks)):
+            unknown = [name for name in given if name not in sizes]
+            if unknown:
+                raise ValueError(f"{argument}: modality {unknown[0]!r} is not one the tokenizer was trained on ({', '.join(sizes)})")
+            for name, values in given.items():
+                if len(values) != len(item_ids):
+                    raise ValueError(f"{argument}[{name!r}]: {len(values)} rows for {len(item_ids)} item ids; give one row per item")
+        if not vectors:
+            raise ValueError("vectors: empty; give raw encoder vectors of at least one modality")
+        for start in range(0, len(item_ids), ENCODED_AT_ONCE):
+            rows = slice(start, start + ENCODED_AT_ONCE)
+            ids = item_ids[rows]
+            present = {name: _mask(name, masks[name][rows] if name in masks else None, len(ids)) for name in vectors}
+            bare = ~torch.stack(list(present.values())).any(dim=0)
+            if bool(bare.any()):
+                raise ValueError(f"item {ids[int(bare.nonzero()[0])]!r} has no modality at all; give it a vector, or leave it out")
+            inputs = {name: self._project(name, vectors[name][rows], mask, ids, sizes[name], device) for name, mask in present.items()}
+            yield ids, inputs, {name: mask.to(device) for name, mask in present.items()}
+
+    def _project(self, name: str, raw: Any, mask: Tensor, ids: list[str], size: int, device: torch.device) -> Tensor:
+        """Network inputs (B, size) on the device of raw vectors (B, D_m), zero where masked."""
         values = _tensor(raw).float()
         parts = self.projections.get(name)
-        expected = self.rqvae.config.modality_dims[name] if parts is None else parts["components"].shape[1]
+        expected = size if parts is None else parts["components"].shape[1]
         if values.ndim != 2 or values.shape[1] != expected:
             found = values.shape[1] if values.ndim == 2 else f"shape {tuple(values.shape)}"
             raise ValueError(f"vectors[{name!r}]: dimension {found}, expected {expected}; encode with {self._encoder_name(name)}")
-        device = self.rqvae.codebooks.device
         values, mask = values.to(device), mask.to(device)
         broken = mask & ~values.isfinite().all(dim=1)
         if bool(broken.any()):
@@ -568,6 +595,10 @@ class CEMGTokenizer(PreTrainedTokenizer):
         tensors = {"item_codes": catalogue.item_codes.int(), "new_items": catalogue.new_items}
         return tensors if catalogue.item_vectors is None else tensors | {"item_vectors": catalogue.item_vectors}
 
+    def _network(self) -> tuple[dict[str, Any], nn.Module] | None:
+        """What is saved of what gives new items their codes: how it is built, as plain JSON values, and its weights."""
+        return None if self.rqvae is None else ({"rqvae": self.rqvae.config.to_dict()}, self.rqvae)
+
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Catalogue and RQ-VAE as JSON and safetensors; loading them gives the same tokenizer bit for bit.
 
@@ -580,10 +611,11 @@ class CEMGTokenizer(PreTrainedTokenizer):
             paths["item_ids_file"]: _text_writer(json.dumps(catalogue.item_ids, ensure_ascii=False)),
             paths["item_codes_file"]: _tensors_writer(self._catalogue_tensors()),
         }
-        if self.rqvae is not None:
-            described = {"format": FORMAT, "rqvae": self.rqvae.config.to_dict(), "encoders": self.encoders}
-            described["projections"] = sorted(self.projections)
-            weights = {key: value.detach().cpu().contiguous() for key, value in self.rqvae.state_dict().items()}
+        network = self._network()
+        if network is not None:
+            described, module = network
+            described = {"format": FORMAT, **described, "encoders": self.encoders, "projections": sorted(self.projections)}
+            weights = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
             weights |= {
                 f"projection.{name}.{part}": value.contiguous() for name, parts in self.projections.items() for part, value in parts.items()
             }
@@ -619,6 +651,23 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             return {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 - not a dict
     except SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file ({error}); save or download the tokenizer again") from error
+
+
+def load_network(config_file: str | os.PathLike[str], file: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor], Any]:
+    """What `save_vocabulary` wrote of networks: their description, their weights, and the projections before them."""
+    described = json.loads(Path(config_file).read_text(encoding="utf-8"))
+    _check_format(described.get("format", FORMAT))
+    tensors = load_tensors(file)
+    projections: dict[str, dict[str, Tensor]] = {name: {} for name in described["projections"]}
+    for key in [key for key in tensors if key.startswith("projection.")]:
+        _, name, part = key.split(".")
+        projections[name][part] = tensors.pop(key)
+    return described, tensors, projections
+
+
+def check_collaborative(treatment: str) -> None:
+    if treatment not in ("predicted", "masked"):
+        raise ValueError(f"collaborative must be 'predicted' or 'masked', got {treatment!r}")
 
 
 def _check_format(found: int) -> None:

@@ -6,6 +6,7 @@ installed.
 
 from .configuration_mscgrec import MSCGRecConfig
 from .modeling_mscgrec import MSCGRecForConditionalGeneration
+from .quantisers_mscgrec import StreamQuantisers
 from .tokenization_mscgrec import MSCGRecTokenizer
 
-__all__ = ["MSCGRecConfig", "MSCGRecForConditionalGeneration", "MSCGRecTokenizer"]
+__all__ = ["MSCGRecConfig", "MSCGRecForConditionalGeneration", "MSCGRecTokenizer", "StreamQuantisers"]

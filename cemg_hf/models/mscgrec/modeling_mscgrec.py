@@ -18,6 +18,7 @@ from transformers import T5ForConditionalGeneration
 from transformers import initialization as init
 
 from ..cemg.modeling_cemg import CEMGEncoder, CEMGForConditionalGeneration
+from ..cemg.tokenization_cemg import CEMGTokenizer
 from .configuration_mscgrec import MSCGRecConfig
 from .tokenization_mscgrec import MSCGRecTokenizer
 
@@ -79,6 +80,21 @@ class MSCGRecForConditionalGeneration(CEMGForConditionalGeneration):
         super()._init_weights(module)
         if isinstance(module, DistanceBias):  # as T5's own relative positions
             init.normal_(module.weight, mean=0.0, std=self.config.initializer_factor * self.config.d_model**-0.5)
+
+    def set_tokenizer(self, tokenizer: CEMGTokenizer) -> None:
+        """As in CEMG; the tokenizer's first stream has to be the one that the decoder was trained to write.
+
+        Raises:
+            ValueError: another stream first, or as in CEMG.
+        """
+        streams, mine = getattr(tokenizer, "streams", None), self.config.streams
+        if streams is not None and streams != mine and sorted(streams) == sorted(mine):
+            raise ValueError(
+                f"the decoder was trained to write {mine[0]} codes, after histories of {', '.join(mine)}; it cannot write those of a "
+                f"tokenizer whose streams are {', '.join(streams)}: attach tokenizer.with_layout(…, decoded={mine[0]!r}), or train "
+                f"with streams.decoded={streams[0]}"
+            )
+        super().set_tokenizer(tokenizer)
 
     @classmethod
     def from_t5(cls, backbone: T5ForConditionalGeneration, tokenizer: Any, **settings: Any) -> CEMGForConditionalGeneration:

@@ -11,9 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..cemg.tokenization_cemg import VOCAB_FILES_NAMES, AddedItems, Catalogue, CEMGTokenizer, load_tensors
+from ..cemg.assignment_cemg import assign_unique_codes
+from ..cemg.modeling_rqvae import COLLABORATIVE
+from ..cemg.tokenization_cemg import (
+    AddedItems,
+    Catalogue,
+    CEMGTokenizer,
+    check_collaborative,
+    load_network,
+    load_tensors,
+)
+from .quantisers_mscgrec import StreamCodes, StreamQuantisers
 
 MOST_LEVELS = 26
 TOKEN = re.compile(r"<[a-z]_\d+>|<no_[^<>]+>")
@@ -41,19 +51,23 @@ class MSCGRecTokenizer(CEMGTokenizer):
             recommended, also where the mask says that it has no such modality. In the others what is masked may hold anything.
         stream_mask (`Tensor` (N, S) bool, *optional*): which of them histories show; all by default.
         streams (list of `str`): S names.
-        settings: as for `CEMGTokenizer`; it holds no RQ-VAE, hence takes no new items.
+        quantisers (`StreamQuantisers`, *optional*): the frozen networks behind the streams; without them it takes no new items.
+        encoders, projections (mappings, *optional*): as for `CEMGTokenizer`, per stream.
+        has_quantisers (`bool`, *optional*): whether the saved tokenizer had them; networks that did not arrive are an error then.
+        settings: as for `CEMGTokenizer`; it holds no RQ-VAE.
 
     Raises:
-        ValueError: as for `CEMGTokenizer`, streams that are not S different names, or codes and mask that do not fit them.
+        ValueError: as for `CEMGTokenizer`, streams that are not S different names, or codes, mask and networks that do not fit them.
     """
 
     _auto_class = None  # CEMG's code is copied into saved folders; this one needs the package
-    vocab_files_names = {key: VOCAB_FILES_NAMES[key] for key in ("item_ids_file", "item_codes_file")}  # noqa: RUF012 - as in the base class
 
     def __init__(
         self,
         item_ids_file: str | None = None,
         item_codes_file: str | None = None,
+        rqvae_config_file: str | None = None,
+        rqvae_file: str | None = None,
         *,
         item_ids: Sequence[str] | None = None,
         stream_codes: Tensor | None = None,
@@ -61,8 +75,18 @@ class MSCGRecTokenizer(CEMGTokenizer):
         streams: Sequence[str] = ("collaborative",),
         num_levels: int = 4,
         codebook_size: int = 256,
+        quantisers: StreamQuantisers | None = None,
+        encoders: Mapping[str, Any] | None = None,
+        projections: Mapping[str, Mapping[str, Tensor]] | None = None,
+        has_quantisers: bool = False,
         **settings: Any,
     ) -> None:
+        if rqvae_config_file is not None and rqvae_file is not None and quantisers is None:
+            described, tensors, projections = load_network(rqvae_config_file, rqvae_file)
+            quantisers, encoders = StreamQuantisers.from_description(described, tensors), described["encoders"]
+        if quantisers is None and has_quantisers:
+            files = ", ".join(self.vocab_files_names[key] for key in ("rqvae_config_file", "rqvae_file"))
+            raise ValueError(f"the tokenizer was saved with networks, and their files ({files}) did not all arrive; load it again")
         if item_ids is None and item_ids_file is not None and item_codes_file is not None:
             item_ids = json.loads(Path(item_ids_file).read_text(encoding="utf-8"))
             stored = load_tensors(item_codes_file)
@@ -76,6 +100,12 @@ class MSCGRecTokenizer(CEMGTokenizer):
         if not self.streams or len(set(self.streams)) < len(self.streams):
             raise ValueError(f"streams must be one or more different names, got {self.streams}")
         expected = (len(item_ids), len(self.streams), num_levels)
+        if not isinstance(stream_codes, Tensor):
+            shapes = ", ".join(str(tuple(torch.as_tensor(codes).shape)) for codes in stream_codes)
+            raise ValueError(
+                f"stream_codes must be one tensor of {' × '.join(map(str, expected))} (items × streams × levels), got {shapes}; "
+                "streams have the same items and levels, so stack them in dim=1 and mask what an item does not have"
+            )
         if tuple(stream_codes.shape) != expected:
             raise ValueError(
                 f"stream_codes must be {' × '.join(map(str, expected))} (items × streams × levels), got {tuple(stream_codes.shape)}"
@@ -92,7 +122,9 @@ class MSCGRecTokenizer(CEMGTokenizer):
         shown = stream_codes[stream_mask]
         if shown.numel() and not 0 <= int(shown.min()) <= int(shown.max()) < codebook_size:
             raise ValueError(f"stream_codes must lie in 0 … {codebook_size - 1}, found {int(shown.min())} … {int(shown.max())}")
-        # The items that the tokenizer was made with; a catalogue is some of their rows.
+        if quantisers is not None:
+            _check_networks(quantisers, self.streams, num_levels, codebook_size)
+        # The items that the tokenizer knows codes of; a catalogue is some of their rows.
         self._made_of = dict(zip(item_ids, range(len(item_ids)), strict=True)), stream_codes, stream_mask
         super().__init__(
             item_ids=item_ids,
@@ -100,8 +132,12 @@ class MSCGRecTokenizer(CEMGTokenizer):
             num_levels=num_levels,
             codebook_size=codebook_size,
             streams=self.streams,
+            has_quantisers=quantisers is not None,
             **settings,
         )
+        self.quantisers = quantisers
+        self.encoders = dict(encoders or {})
+        self.projections = {name: dict(parts) for name, parts in (projections or {}).items()}
 
     def geometry(self) -> dict[str, Any]:
         """The settings a model must share."""
@@ -126,15 +162,108 @@ class MSCGRecTokenizer(CEMGTokenizer):
             codebook_size=self.codebook_size,
             base_vocab_size=base_vocab_size,
             max_history=max_history,
+            quantisers=self.quantisers,
+            encoders=self.encoders,
+            projections=self.projections,
             padding_side=self.padding_side,
         )
 
-    def add_items(self, item_ids: Sequence[str], vectors: Mapping[str, Any], *args: Any, **kwargs: Any) -> AddedItems:
-        """Raises ValueError: the networks behind the streams are not kept, so new items cannot be coded."""
-        raise ValueError(
-            f"a tokenizer of code streams takes no new items ({len(item_ids)} were given); run `cemg tokenize` on the larger catalogue, "
-            "or recommend them with a CEMG model"
+    # ---- new items ----------------------------------------------------------------------------------------------------------
+
+    def add_items(
+        self,
+        item_ids: Sequence[str],
+        vectors: Mapping[str, Any],
+        masks: Mapping[str, Any] | None = None,
+        *,
+        collaborative: str = "predicted",
+    ) -> AddedItems:
+        """As `CEMGTokenizer.add_items`, in every stream: each vector is coded by its own stream's network, to the nearest free code.
+
+        The stream that is written needs something to code for every new item: its own modality or, if it is the collaborative one, the
+        vector that the content head predicts. Histories show what an item has; a predicted vector is for writing it, and stands in them
+        as missing, as for the items that training knew no collaborative vector of.
+
+        Raises:
+            ValueError: as there, no networks behind the streams, or an item without what the written stream codes. The tokenizer is left
+                as it was.
+        """
+        quantisers = self._networks()
+        item_ids = self._check_new_ids(item_ids)
+        check_collaborative(collaborative)
+        before, size = self._streams, len(item_ids)
+        blocks: dict[str, list[StreamCodes]] = {name: [] for name in self.streams}
+        present = torch.zeros(size, len(self.streams), dtype=torch.bool)
+        start = 0
+        for ids, features, given in self._inputs(item_ids, vectors, masks or {}, quantisers.sizes, quantisers.device):
+            found = quantisers.code(features, given, predict=collaborative == "predicted")
+            unknown = ~found[self.streams[0]].known
+            if bool(unknown.any()):
+                raise ValueError(f"item {ids[int(unknown.nonzero()[0])]!r} has nothing for the {self.streams[0]} codes; {self._remedy()}")
+            for stream, name in enumerate(self.streams):
+                blocks[name].append(found[name])
+                if name in given:
+                    present[start : start + len(ids), stream] = given[name].cpu()
+            start += len(ids)
+        codes, reports = [], []
+        for stream, name in enumerate(self.streams):
+            # Codes of what an item lacks are never shown; they are unique as well, so that any stream can be the one that is written.
+            nearest, latent = (torch.cat([getattr(block, part) for block in blocks[name]]) for part in ("codes", "latent"))
+            held = before.stream_codes[:, stream]
+            # Where the mask hides them, codes may be anything, or the same twice.
+            held = torch.unique(held[((held >= 0) & (held < self.codebook_size)).all(dim=1)], dim=0)
+            assigned, report = assign_unique_codes(nearest, latent, quantisers.network(name).codebooks.detach(), taken=held)
+            codes.append(assigned)
+            reports.append(report)
+        made_of = (
+            dict(zip(before.item_ids + item_ids, range(len(before.item_ids) + size), strict=True)),
+            torch.cat([before.stream_codes, torch.stack(codes, dim=1)]),
+            torch.cat([before.stream_mask, present]),
         )
+        new = torch.cat([before.new_items, torch.ones(size, dtype=torch.bool)])
+        self._catalogue = self._new_catalogue(before.item_ids + item_ids, made_of[1][:, 0], new, None, made_of)
+        self._made_of = made_of
+        written = reports[0]
+        return AddedItems(codes[0], written.moved, written.spilled, written.collision_rate_before)
+
+    def codable(self, masks: Mapping[str, Any], collaborative: str = "predicted") -> Tensor:
+        """As in CEMG: the items that have something for the stream that is written to code.
+
+        Raises:
+            ValueError: no networks behind the streams, or no item could have such a thing.
+        """
+        quantisers, written = self._networks(), self.streams[0]
+        serve = [written]
+        if written == COLLABORATIVE and collaborative == "predicted" and quantisers.content_head is not None:
+            serve += quantisers.content_head.dims
+        elif written == COLLABORATIVE and written not in masks:
+            raise ValueError(f"new items have nothing for the collaborative codes; {self._remedy()}")
+        return super().codable({name: mask if name in serve else torch.zeros(len(mask), dtype=torch.bool) for name, mask in masks.items()})
+
+    def _input_sizes(self) -> Mapping[str, int]:
+        return self._networks().sizes
+
+    def _networks(self) -> StreamQuantisers:
+        """The networks behind the streams; ValueError where there are none."""
+        if self.quantisers is None:
+            raise ValueError(
+                "this tokenizer holds no networks to code new items with; run `cemg tokenize` into a new folder, without "
+                "streams.image_codes, and train on what it writes"
+            )
+        return self.quantisers
+
+    def _remedy(self) -> str:
+        """What to do about an item that the written stream has no code for."""
+        written = self.streams[0]
+        if written != COLLABORATIVE:
+            return f"give its {written} vector, or leave it out"
+        assert self.quantisers is not None
+        if self.quantisers.content_head is None:
+            return (
+                "the tokenizer has no content head to predict them: give its collaborative vector, run `cemg tokenize` with "
+                "tokenize.content_head_dim above 0, or train a model whose streams.decoded is a stream of content"
+            )
+        return f"give it {' or '.join(self.quantisers.content_head.dims)} and collaborative='predicted', or its collaborative vector"
 
     # ---- streams ------------------------------------------------------------------------------------------------------------
 
@@ -186,9 +315,17 @@ class MSCGRecTokenizer(CEMGTokenizer):
         tokens = self.first_code_id + blocks + codes
         return torch.where(mask.unsqueeze(-1), tokens, self.missing_tokens.unsqueeze(-1)).flatten(1)
 
-    def _new_catalogue(self, item_ids: list[str], item_codes: Tensor, new_items: Tensor, item_vectors: Tensor | None) -> StreamCatalogue:
+    def _new_catalogue(
+        self,
+        item_ids: list[str],
+        item_codes: Tensor,
+        new_items: Tensor,
+        item_vectors: Tensor | None,
+        made_of: tuple[dict[str, int], Tensor, Tensor] | None = None,
+    ) -> StreamCatalogue:
+        """As in CEMG; `made_of` are rows, codes and masks of the items known from then on."""
         base = super()._new_catalogue(item_ids, item_codes, new_items, item_vectors)
-        known, all_codes, all_mask = self._made_of
+        known, all_codes, all_mask = self._made_of if made_of is None else made_of
         rows = torch.tensor([known[item_id] for item_id in item_ids])
         codes, mask = all_codes[rows], all_mask[rows]
         shown = codes.masked_fill(~mask.unsqueeze(-1), -1)  # what a history says of an item, which is what the model knows of it
@@ -224,5 +361,21 @@ class MSCGRecTokenizer(CEMGTokenizer):
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
         return TOKEN.findall(text)
 
+    def _network(self) -> tuple[dict[str, Any], nn.Module] | None:
+        return None if self.quantisers is None else (self.quantisers.description(), self.quantisers)
+
     def _catalogue_tensors(self) -> dict[str, Tensor]:
         return super()._catalogue_tensors() | {"stream_codes": self.stream_codes.int(), "stream_mask": self.stream_mask}
+
+
+def _check_networks(quantisers: StreamQuantisers, streams: list[str], num_levels: int, codebook_size: int) -> None:
+    """Raises ValueError for networks that are not those of the streams."""
+    if set(quantisers.sizes) != set(streams):
+        raise ValueError(f"quantisers: networks of {', '.join(quantisers.sizes)} for the streams {', '.join(streams)}")
+    for name in streams:
+        config = quantisers.network(name).config
+        if (config.num_levels, config.codebook_size) != (num_levels, codebook_size):
+            raise ValueError(
+                f"quantisers: that of {name} writes {config.num_levels} × {config.codebook_size} codes, "
+                f"the tokenizer has {num_levels} × {codebook_size}"
+            )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
+import pickle
 
 import pytest
 import torch
@@ -112,6 +114,105 @@ def test_without_content_the_vectors_are_the_embeddings():
 def test_missing_content_is_an_error():
     with pytest.raises(ValueError, match="trained with content vectors, and none are given"):
         tower(NUM_ITEMS, content_dim=3).item_vectors()
+
+
+def test_vectors_are_kept_in_evaluation_mode_until_the_weights_the_rows_or_the_content_change():
+    model, rows, content = tower(NUM_ITEMS, content_dim=3), torch.tensor([7, -1, 0]), torch.randn(3, 3)
+
+    def found() -> torch.Tensor:
+        with torch.no_grad():
+            vectors = model.item_vectors(rows, content)
+            torch.testing.assert_close(vectors, model._item_vectors(rows, content), atol=0, rtol=0)
+            return vectors
+
+    first = found()
+    assert found() is first
+    other = tower(NUM_ITEMS, seed=5, content_dim=3)
+    changes = {
+        "weights loaded": lambda: model.load_state_dict(other.state_dict()),
+        "weights put in place": lambda: model.load_state_dict(tower(NUM_ITEMS, seed=6, content_dim=3).state_dict(), assign=True),
+        "another type": lambda: model.to(torch.bfloat16),
+        "and back": lambda: model.to(torch.float32),
+        "another projection": lambda: setattr(model, "content", other.content),
+        "rows": lambda: rows.copy_(torch.tensor([1, 2, -1])),
+        "content": lambda: content.mul_(2),
+        "an optimizer in evaluation mode": lambda: optimise(model, rows, content),
+    }
+    for change in changes.values():
+        change()
+        assert found() is not first
+        first = found()
+        assert found() is first
+    model.train()
+    model.item_embedding.weight.data.add_(1)  # seen by no account of changes, hence all is dropped
+    model.eval()
+    assert found() is not first
+
+
+def optimise(model: DenseTower, rows: torch.Tensor, content: torch.Tensor) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    model.item_vectors(rows, content).square().sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def test_vectors_are_computed_where_they_are_trained_or_hide_behind_an_adapter():
+    model, content = tower(NUM_ITEMS, content_dim=3), torch.randn(NUM_ITEMS, 3)
+    assert model.item_vectors(content=content).requires_grad
+    with torch.no_grad():
+        kept = model.item_vectors(content=content)
+        assert model.train().item_vectors(content=content) is not kept
+
+        class Adapter(torch.nn.Linear):
+            """Its result depends on something that is no weight."""
+
+            scale = 1.0
+
+            def forward(self, values: torch.Tensor) -> torch.Tensor:
+                return self.scale * super().forward(values)
+
+        model.eval().content = Adapter(3, 8, bias=False)
+        first = model.item_vectors(content=content)
+        model.content.scale = 2.0
+        assert not torch.equal(model.item_vectors(content=content), first)
+
+
+def test_scores_are_dot_products_in_single_precision_of_the_vectors_as_they_are():
+    model = tower(NUM_ITEMS).to(torch.bfloat16)
+    states = torch.randn(2, 8).bfloat16()
+    with torch.no_grad():
+        for _ in range(3):
+            vectors = model.item_vectors()
+            assert torch.equal(model.scores(states, vectors), states.float() @ vectors.float().T)
+            model.item_embedding.weight.mul_(2)
+
+
+def test_nothing_that_is_kept_is_saved_or_copied():
+    model, content = tower(NUM_ITEMS, content_dim=3), torch.randn(NUM_ITEMS, 3)
+    names, size = list(model.state_dict()), len(pickle.dumps(model))
+    with torch.inference_mode():
+        vectors = model.item_vectors(content=content)
+        model.scores(vectors[:1], vectors)
+    assert list(model.state_dict()) == names
+    assert len(pickle.dumps(model)) == size
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert copied._vectors._found is None
+        with torch.no_grad():
+            assert torch.equal(copied.item_vectors(content=content), vectors)
+            copied.content.weight.zero_()
+            assert not torch.equal(copied.item_vectors(content=content), vectors)
+            assert model.item_vectors(content=content) is vectors
+
+
+def test_a_compiled_tower_follows_its_weights():
+    model, content = tower(NUM_ITEMS, content_dim=3), torch.randn(NUM_ITEMS, 3)
+    items = padded([1, 2], [3])
+    with torch.no_grad():
+        model.item_vectors(content=content)  # something to keep
+        compiled = torch.compile(lambda: model.last_states(items, model.item_vectors(content=content)), fullgraph=True, backend="eager")
+        for _ in range(2):
+            torch.testing.assert_close(compiled(), model.last_states(items, model.item_vectors(content=content)))
+            model.content.weight.add_(1)
 
 
 def test_id_dropout_hides_whole_items_in_training_and_none_afterwards():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -25,7 +27,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cemg_hf import CEMGForConditionalGeneration, ItemTrie, Recommendation
-from cemg_hf.models.cemg.hybrid_cemg import Candidates, code_distributions, history_items, possible_items
+from cemg_hf.models.cemg.hybrid_cemg import Candidates, code_distributions, possible_items
 
 WEIGHTS = (0.0, 0.3, 0.5, 1.0)
 
@@ -323,9 +325,71 @@ def test_vectors_may_be_trained_after_a_ranking():
     (model.dense_vectors() * torch.randn(60, 8)).sum().backward()
     optimizer.step()
     after = model.recommend(["item1"], k=60, dense_weight=1.0)
-    assert [item.item_id for item in after] != [item.item_id for item in before]  # nothing that depends on weights is kept
+    assert [item.item_id for item in after] != [item.item_id for item in before]
     model._dense_rows = model._moved_tensors = None
+    model.dense._vectors.forget()
     assert model.recommend(["item1"], k=60, dense_weight=1.0) == after
+
+
+def test_what_is_kept_between_rankings_is_what_a_fresh_copy_computes(tmp_path):
+    """Whatever happens to weights and catalogue in between; a copy begins with nothing kept."""
+    tokenizer = growing_tokenizer()
+    model = hybrid(tokenizer, dense_weight=0.5)
+    history = ["item1", "item2"]
+
+    def other_tokenizer() -> None:
+        twin = growing_tokenizer()
+        twin.remove_items(["item9"])
+        model.set_tokenizer(twin)
+
+    def train() -> None:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+        model.dense_log_probs(torch.tensor([[1, 2]]))[0, 3].neg().backward()
+        optimizer.step()
+
+    changes = {
+        "nothing": lambda: None,
+        "items come": lambda: tokenizer.add_items(["new0", "new1"], {"text": torch.randn(2, 6)}),
+        "items go": lambda: tokenizer.remove_items(["item30"]),
+        "another tokenizer": other_tokenizer,
+        "other weights": lambda: model.load_state_dict(hybrid(growing_tokenizer(), seed=4).state_dict()),
+        "a training step in evaluation mode": train,
+        "a training step": lambda: (model.train(), train(), model.eval()),
+        "half the bits": lambda: model.to(torch.bfloat16),
+        "and back": lambda: model.to(torch.float32),
+        "saving": lambda: model.save_pretrained(tmp_path),
+        "another tower": lambda: model.set_dense(tower(59, seed=8, content_dim=CONTENT_DIM)),
+    }
+    previous = None
+    for name, change in changes.items():
+        change()
+        copied = copy.deepcopy(model)
+        assert copied.dense._vectors._found is None
+        expected = copied.recommend(history, k=10)
+        assert model.recommend(history, k=10) == expected, name
+        assert model.recommend(history, k=10) == expected, name
+        assert (previous == expected) == (name in ("nothing", "saving")) or previous is None, name
+        previous = expected
+
+
+def test_rankings_do_not_project_the_catalogue_again_nor_encode_a_history_twice():
+    model = hybrid(growing_tokenizer(), dense_weight=0.5)
+    calls = []
+    for name, module in (("content", model.dense.content), ("encoder", model.encoder)):
+        module.register_forward_hook(lambda *_, name=name: calls.append(name))
+    for _ in range(3):
+        model.recommend(HISTORIES, k=5)
+    assert calls == ["encoder", "content", "encoder", "encoder"]
+
+
+def test_threads_get_what_one_gets():
+    """As in a server, whose threads call one model; the first calls find nothing kept."""
+    model = hybrid(growing_tokenizer(), dense_weight=0.5)
+    expected = copy.deepcopy(model).recommend(HISTORIES, k=10, batch_size=1)
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda row: model.recommend(HISTORIES[row % 4], k=10), range(40)))
+    for row, found in enumerate(answers):
+        assert_same_lists(found, expected[row % 4])
 
 
 def test_items_that_come_and_go():
@@ -386,36 +450,6 @@ def test_a_changed_catalogue_survives_saving(tmp_path):
     assert sorted(ranked_ids(expected)) == sorted(tokenizer.item_ids)
     model.save_pretrained(tmp_path)
     assert_same_lists(CEMGForConditionalGeneration.from_pretrained(tmp_path).recommend(["item1", "new0"], k=59), expected)
-
-
-# ---- reading histories from tokens --------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=30, deadline=None)
-@given(
-    st.lists(st.lists(st.integers(0, 59), max_size=5), min_size=1, max_size=5),
-    st.sampled_from(["left", "right"]),
-    st.sampled_from([2, 40]),
-)
-def test_items_are_read_back_from_their_tokens(histories, side, base):
-    tokenizer = item_tokenizer(base_vocab_size=base)
-    inputs = tokenizer([[f"item{item}" for item in row] for row in histories], padding=True, padding_side=side, return_tensors="pt")
-    found = history_items(inputs["input_ids"], tokenizer.trie, tokenizer.first_code_id)
-    longest = max(map(len, histories))
-    assert found.tolist() == [row + [-1] * (longest - len(row)) for row in histories]
-
-
-def test_codes_of_no_item_are_left_out_and_the_others_close_up():
-    used = {tuple(row) for row in TOKENIZER.item_codes.tolist()}
-    unused = next(codes for codes in itertools.product(range(8), repeat=3) if codes not in used)
-    stranger = torch.tensor(unused) + TOKENIZER.first_code_id + 8 * torch.arange(3)
-    start, items = torch.tensor([TOKENIZER.bos_token_id]), TOKENIZER.item_tokens
-    for order in ([stranger, items[4], items[9]], [items[4], stranger, items[9]], [items[4], items[9], stranger]):
-        tokens = torch.cat([start, *order])
-        rows = torch.stack([tokens, torch.cat([start, *order[::-1]]), torch.cat([start, stranger, stranger, stranger])])
-        assert history_items(rows, TOKENIZER.trie, TOKENIZER.first_code_id).tolist() == [[4, 9], [9, 4], [-1, -1]]
-    for width in (0, 1, 2):
-        assert history_items(torch.full((2, width), TOKENIZER.bos_token_id), TOKENIZER.trie, TOKENIZER.first_code_id).shape == (2, 0)
 
 
 # ---- which items may come out ------------------------------------------------------------------------------------------------------

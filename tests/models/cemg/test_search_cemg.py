@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
+from dense_samples import hybrid
 from generator_samples import (
     CAUSAL,
     HISTORIES,
@@ -13,6 +16,10 @@ from generator_samples import (
     plain_scores,
     rqvae_parts,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cemg_hf.models.cemg.search_cemg import history_items
 
 
 def test_log_probabilities_of_a_bfloat16_model_are_taken_in_single_precision():
@@ -80,3 +87,72 @@ def test_what_is_moved_to_the_device_is_moved_once_per_catalogue_and_may_be_trai
     tokenizer.remove_items(["item3"])
     assert len(model._on_device("item_vectors")) == 59
     assert model.to_empty(device="cpu")._on_device("item_vectors") is tokenizer.item_vectors  # follows the model
+
+
+@pytest.mark.parametrize("constrained", [False, True])
+@pytest.mark.parametrize("num_beams", [1, 3, 60])
+def test_items_beside_a_search_are_scored_in_its_pass_and_leave_it_as_it_is(constrained, num_beams):
+    model = generator(TOKENIZER, constrained_softmax=constrained)
+    inputs = TOKENIZER(HISTORIES, padding=True, return_tensors="pt")
+    given_items = torch.tensor([[5, 5, -1], [7, 8, 9], [-1, -1, -1], [0, 59, 30]])
+    excluded = torch.tensor([[1, 2], [-1, -1], [5, -1], [10, 11]])
+    calls = []
+    with torch.inference_mode():
+        encoded = model._encode_history(**inputs)
+        expected = model._search(model.trie, *encoded, num_beams, excluded_items=excluded)
+        beside = model._beside(*encoded, given_items)
+        step, beside.next_level = beside.next_level, lambda *args: calls.append(args) or step(*args)
+        found = model._search(model.trie, *encoded, num_beams, beside=beside, excluded_items=excluded)
+    assert len(calls) == TOKENIZER.num_levels
+    assert torch.equal(found[0], expected[0])
+    torch.testing.assert_close(found[1], expected[1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(beside.scores, model.score_items(**inputs, items=given_items), atol=1e-5, rtol=0)
+    if num_beams == 60:  # the search finds everything that is not excluded, at the same scores
+        for items, scores, others, values in zip(*expected, given_items, beside.scores, strict=True):
+            known = dict(zip(items.tolist(), scores.tolist(), strict=True))
+            for item, value in zip(others.tolist(), values.tolist(), strict=True):
+                assert value == pytest.approx(known.get(item, value) if item >= 0 else -torch.inf, abs=1e-5)
+
+
+# ---- histories ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{"dense_weight": 0.5}, {"new_item_boost": 0.0, "new_item_dense": 2.0}], ids=["hybrid", "new items"])
+def test_items_that_are_given_are_those_that_would_be_read_from_the_tokens(options):
+    tokenizer = item_tokenizer(new_items=torch.arange(60) >= 50, item_vectors=torch.randn(60, 4))
+    model = hybrid(tokenizer)
+    inputs = tokenizer(HISTORIES, padding=True, return_tensors="pt")
+    rows = [tokenizer.item_indices(history)[-5:] for history in HISTORIES]
+    history = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
+    found = model.rank(**inputs, num_beams=9, history=history, **options)
+    for value, expected in zip(found, model.rank(**inputs, num_beams=9, **options), strict=True):
+        assert torch.equal(value, expected)
+    other = model.rank(**inputs, num_beams=9, history=history.flip(0), **options)
+    assert not torch.equal(found[1], other[1])  # the given ones count
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 59), max_size=5), min_size=1, max_size=5),
+    st.sampled_from(["left", "right"]),
+    st.sampled_from([2, 40]),
+)
+def test_items_are_read_back_from_their_tokens(histories, side, base):
+    tokenizer = item_tokenizer(base_vocab_size=base)
+    inputs = tokenizer([[f"item{item}" for item in row] for row in histories], padding=True, padding_side=side, return_tensors="pt")
+    found = history_items(inputs["input_ids"], tokenizer.trie, tokenizer.first_code_id)
+    longest = max(map(len, histories))
+    assert found.tolist() == [row + [-1] * (longest - len(row)) for row in histories]
+
+
+def test_codes_of_no_item_are_left_out_and_the_others_close_up():
+    used = {tuple(row) for row in TOKENIZER.item_codes.tolist()}
+    unused = next(codes for codes in itertools.product(range(8), repeat=3) if codes not in used)
+    stranger = torch.tensor(unused) + TOKENIZER.first_code_id + 8 * torch.arange(3)
+    start, items = torch.tensor([TOKENIZER.bos_token_id]), TOKENIZER.item_tokens
+    for order in ([stranger, items[4], items[9]], [items[4], stranger, items[9]], [items[4], items[9], stranger]):
+        tokens = torch.cat([start, *order])
+        rows = torch.stack([tokens, torch.cat([start, *order[::-1]]), torch.cat([start, stranger, stranger, stranger])])
+        assert history_items(rows, TOKENIZER.trie, TOKENIZER.first_code_id).tolist() == [[4, 9], [9, 4], [-1, -1]]
+    for width in (0, 1, 2):
+        assert history_items(torch.full((2, width), TOKENIZER.bos_token_id), TOKENIZER.trie, TOKENIZER.first_code_id).shape == (2, 0)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cemg_hf.models.mscgrec import MSCGRecConfig, MSCGRecForConditionalGeneration, MSCGRecTokenizer
+from cemg_hf.models.cemg import CEMGRQVAE, CEMGRQVAEConfig
+from cemg_hf.models.mscgrec import MSCGRecConfig, MSCGRecForConditionalGeneration, MSCGRecTokenizer, StreamQuantisers
+from cemg_hf.models.mscgrec.quantisers_mscgrec import head_of
 
 STREAMS = ["collaborative", "text", "image"]
 LEVELS, SIZE, ITEMS = 3, 6, 40
@@ -31,6 +33,38 @@ def stream_tokenizer(num_items: int = ITEMS, streams: list[str] = STREAMS, seed:
         stream_codes=stream_codes(num_items, len(streams), seed),
         **{"stream_mask": mask, "streams": streams, "num_levels": LEVELS, "codebook_size": SIZE, "max_history": 5} | settings,
     )
+
+
+SIZES = {"collaborative": 4, "text": 5, "image": 6}
+RAW_TEXT = 7
+
+
+def stream_quantisers(streams: list[str] = STREAMS, head: bool = True, seed: int = 0, **settings) -> StreamQuantisers:
+    """Random networks, whose codes depend on what they are shown."""
+    torch.manual_seed(seed)
+    shape = {"dimension": 6, "num_levels": LEVELS, "codebook_size": SIZE, "hidden_dims": [5], "latent_dim": 3} | settings
+    networks = {name: CEMGRQVAE(CEMGRQVAEConfig(modality_dims={name: SIZES[name]}, **shape)) for name in streams}
+    return StreamQuantisers(networks, head_of({name: SIZES[name] for name in streams}, 8 if head else 0))
+
+
+def growing_stream_tokenizer(streams: list[str] = STREAMS, head: bool = True, seed: int = 0, **settings) -> MSCGRecTokenizer:
+    """A tokenizer that takes new items: raw texts (n, 7) go through a projection, everything else is taken as it is."""
+    torch.manual_seed(seed)
+    projection = {"mean": torch.randn(RAW_TEXT), "components": torch.randn(SIZES["text"], RAW_TEXT), "scale": torch.tensor(0.5)}
+    return stream_tokenizer(
+        streams=streams,
+        seed=seed,
+        quantisers=stream_quantisers(streams, head, seed),
+        encoders={"text": {"name": "made up"}},
+        projections={"text": projection},
+        **settings,
+    )
+
+
+def raw_vectors(count: int, names: tuple[str, ...] = ("text", "image"), seed: int = 5) -> dict[str, Tensor]:
+    """Modality -> raw vectors of new items."""
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(count, SIZES[name] if name != "text" else RAW_TEXT, generator=generator) for name in names}
 
 
 def stream_generator(tokenizer: MSCGRecTokenizer | None = None, seed: int = 0, **settings) -> MSCGRecForConditionalGeneration:

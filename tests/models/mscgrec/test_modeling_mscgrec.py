@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from stream_samples import HISTORIES, ITEMS, LEVELS, STREAMS, plain_scores, stream_generator, stream_tokenizer
+from dense_samples import tower
+from stream_samples import (
+    HISTORIES,
+    ITEMS,
+    LEVELS,
+    STREAMS,
+    growing_stream_tokenizer,
+    plain_scores,
+    raw_vectors,
+    stream_generator,
+    stream_tokenizer,
+)
 from transformers import AutoModel, AutoModelForSeq2SeqLM, T5Config, T5ForConditionalGeneration, pipeline
 
 from cemg_hf.models.cemg.modeling_cemg import items_before
@@ -131,9 +142,10 @@ def test_a_saved_model_ranks_the_same(tmp_path, dual_positions):
 
 def test_a_model_of_other_streams_or_another_order_is_refused(tmp_path):
     model = stream_generator()
-    for other in (stream_tokenizer(streams=STREAMS[:2]), model.tokenizer.with_layout(base_vocab_size=2, max_history=5, decoded="text")):
-        with pytest.raises(ValueError, match="streams is"):
-            model.set_tokenizer(other)
+    with pytest.raises(ValueError, match="streams is"):
+        model.set_tokenizer(stream_tokenizer(streams=STREAMS[:2]))
+    with pytest.raises(ValueError, match=r"was trained to write collaborative codes.*or train with streams\.decoded=text"):
+        model.set_tokenizer(model.tokenizer.with_layout(base_vocab_size=2, max_history=5, decoded="text"))
     with pytest.raises(ValueError, match="was trained on catalogue"):
         model.set_tokenizer(stream_tokenizer(seed=1))
 
@@ -147,3 +159,68 @@ def test_a_t5_keeps_its_own_positions():
     assert len(model.recommend(["item1"], k=5)) == 5
     with pytest.raises(ValueError, match="set dual_positions=False"):
         MSCGRecForConditionalGeneration.from_t5(backbone, tokenizer, dual_positions=True)
+
+
+# ---- new items ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("constrained_softmax", [True, False])
+def test_added_items_are_read_and_written_like_any_other_and_survive_saving(tmp_path, constrained_softmax):
+    model = stream_generator(growing_stream_tokenizer(), constrained_softmax=constrained_softmax)
+    tokenizer = model.tokenizer
+    before = model.recommend(HISTORIES, k=ITEMS)
+    tokenizer.add_items(["new0", "new1", "new2"], raw_vectors(3), {"image": torch.tensor([True, False, True])})
+    histories = [*HISTORIES, ["new0", "item1", "new1"]]
+    found = model.recommend(histories, k=ITEMS + 3)
+    for history, row in zip(histories, found, strict=True):
+        scores = dict(zip(tokenizer.item_ids, plain_scores(model, history).tolist(), strict=True))
+        assert {item.item_id: item.score for item in row} == pytest.approx(scores, abs=1e-4)
+    if not constrained_softmax:  # over all K codes a trained item's score does not depend on who else there is
+        for old, row in zip(before, found, strict=False):
+            kept = [item for item in row if not item.item_id.startswith("new")]
+            assert [item.item_id for item in kept] == [item.item_id for item in old]
+    model.save_pretrained(tmp_path)
+    loaded = open_model(tmp_path).eval()
+    assert loaded.recommend(histories, k=ITEMS + 3) == found
+    few = loaded.recommend(histories, k=5, new_item_boost=1000.0)
+    for row in few:
+        assert {item.item_id for item in row[:3]} == {"new0", "new1", "new2"}
+        assert {item.item_id for item in row} <= set(tokenizer.item_ids)
+    with pytest.raises(ValueError, match="needs content vectors, and this tokenizer holds none"):
+        loaded.recommend(histories, new_item_boost=0.0, new_item_dense=1.0)
+
+
+# ---- a dense tower beside it -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decoded", STREAMS)
+@pytest.mark.parametrize("weight", [0.4, 1.0])
+def test_a_tower_reads_items_whatever_streams_their_tokens_show(tmp_path, decoded, weight):
+    model = stream_generator(stream_tokenizer().with_layout(base_vocab_size=2, max_history=5, decoded=decoded))
+    model.set_dense(tower(ITEMS), dense_weight=weight)
+    histories = [["item1", "item3", "item0", "item4"], *HISTORIES]  # item3 shows no collaborative codes, item4 no picture, item0 nothing
+    model.save_pretrained(tmp_path)
+    loaded = open_model(tmp_path).eval()
+    assert loaded.config.dense_weight == weight
+    for history, row, alone in zip(
+        histories, model.recommend(histories, k=ITEMS), [loaded.recommend(history, k=ITEMS) for history in histories], strict=True
+    ):
+        items = torch.tensor([[int(item[4:]) for item in history[-5:]]], dtype=torch.int64)
+        vectors = model.dense.item_vectors()
+        with torch.no_grad():
+            dense = (model.dense.last_states(items, vectors) @ vectors.T).log_softmax(dim=1)[0]
+        expected = dict(zip(model.tokenizer.item_ids, ((1 - weight) * plain_scores(model, history) + weight * dense).tolist(), strict=True))
+        for found in (row, alone):
+            assert {item.item_id: item.score for item in found} == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_tower_knows_nothing_of_items_that_came_after_it():
+    model = stream_generator(growing_stream_tokenizer())
+    model.set_dense(tower(ITEMS), dense_weight=0.5)
+    before = model.dense_log_probs(torch.tensor([[1, 2]]))
+    model.tokenizer.add_items(["new0", "new1"], raw_vectors(2))
+    after = model.dense_log_probs(torch.tensor([[1, 2]]))
+    assert (after[:, ITEMS:].amax(dim=1) < after[:, :ITEMS].amin(dim=1)).all()
+    torch.testing.assert_close(after[:, :ITEMS].softmax(dim=1), before.softmax(dim=1))
+    ranked = model.recommend(["new0", "item3"], k=ITEMS + 2)
+    assert sorted(item.item_id for item in ranked) == sorted(model.tokenizer.item_ids)

@@ -36,3 +36,18 @@ def test_content_vectors_travel_with_the_model(tmp_path) -> None:
     assert loaded.tower.settings == model.tower.settings
     torch.testing.assert_close(loaded.scores(ITEMS), model.scores(ITEMS), atol=1e-5, rtol=0)
     assert "content_vectors" not in dict(model.named_parameters())  # given, not learned
+
+
+def test_vectors_of_a_catalogue_with_content_are_projected_once() -> None:
+    model = network(content_dim=3)
+    model.content_vectors = torch.randn(12, 3)
+    calls = []
+    handle = model.tower.content.register_forward_hook(lambda *_: calls.append(1))
+    expected = model.scores(ITEMS)
+    assert torch.equal(model.scores(ITEMS), expected)
+    assert len(calls) == 1
+    model.content_vectors.mul_(2)
+    assert not torch.equal(model.scores(ITEMS), expected)
+    assert len(calls) == 2
+    handle.remove()
+    assert torch.equal(model.train().scores(ITEMS), model.eval().scores(ITEMS))

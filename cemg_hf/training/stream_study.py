@@ -1,0 +1,142 @@
+"""What the question of code streams asks of a run beside its accuracy: histories without a stream, collisions, time and memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..evaluation.comparison import DEFAULT_METRIC, cases_of_run, compare_pairs
+from ..evaluation.report import SliceValues
+from ..evaluation.runs import EVALUATION_FOLDER, METRICS_NAME, MeasuredRun, read_runs
+from ..evaluation.stream_tables import LEFT_OUT, ONE_CODE, WITHOUT, stands_in
+from ..features.store import CONTENT_MODALITIES
+from .deadline import OutOfTime, time_is_up
+from .evaluate import evaluate
+from .footprint import measure_footprint
+from .latency import measure_latency
+from .pipeline import FOLDERS
+from .step_cost import measure_steps
+from .study_variants import CEMG, Variant
+
+if TYPE_CHECKING:
+    from ..recipes import Recipe
+
+COLLISIONS = ("collision_rate_before_last_level", "collision_rate_before", "moved_share")
+
+
+def left_out(streams: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Part of a row → the streams that histories do not show: each in turn, and all content where that is several; never all streams."""
+    content = tuple(name for name in streams if name in CONTENT_MODALITIES)
+    chosen = [(name,) for name in streams] + ([content] if len(content) > 1 else [])
+    return {WITHOUT + " and ".join(hidden): hidden for hidden in chosen if len(hidden) < len(streams)}
+
+
+def measure(recipe: Recipe, variant: Variant, run: Path, command: str) -> dict[str, Any]:
+    """What the tables of a row need beside its `metrics.json`; each is taken from the run folder where it is there.
+
+    Args:
+        recipe: that of the run.
+        variant: its row; its tables say what is measured.
+        run: folder of the finished run.
+        command: recorded in evaluations.
+
+    Returns: `left_out`: part → slice → metric → value; `cost`, `latency` and `step`: name → value, as far as they were asked for.
+
+    Raises:
+        OutOfTime: something was not measured yet, and the time of this call is used up.
+    """
+    folders = {stage: run / name for stage, name in FOLDERS.items()}
+    found: dict[str, Any] = {}
+    if LEFT_OUT in variant.tables and recipe.streams is not None:
+        streams = json.loads((run / METRICS_NAME).read_text(encoding="utf-8"))["tokenizer"]["streams"]
+        found["left_out"] = {part: _without(recipe, folders, part, hidden, command) for part, hidden in left_out(list(streams)).items()}
+    if "cost" in variant.tables:
+        found["latency"] = measure_latency(recipe, folders, run / "latency")
+        found["cost"] = measure_footprint(recipe, folders, run / "footprint")
+    if recipe.family == CEMG and {"cost", "softmax"} & set(variant.tables):
+        found["step"] = measure_steps(recipe, folders, run / "steps")
+    return found
+
+
+def _without(recipe: Recipe, folders: Mapping[str, Path], part: str, hidden: Sequence[str], command: str) -> SliceValues:
+    name, output = f"{recipe.system}, {part}", evaluation_of(folders["evaluate"].parent, part)
+    if not (output / METRICS_NAME).is_file() and time_is_up():
+        raise OutOfTime(f"{output}: the time of this call is used up; run the same command again to measure it")
+    settings = {"name": name, "command": command, "seed": recipe.seed, "without_streams": hidden}
+    evaluate(recipe.evaluate, folders["prepare"], folders["finetune"], output, **settings)  # type: ignore[arg-type]
+    return json.loads((output / METRICS_NAME).read_text(encoding="utf-8"))["metrics"][name]
+
+
+def evaluation_of(run: Path, part: str) -> Path:
+    """Folder of a run that holds the lists of a part of its system; "" is the whole."""
+    return run / "-".join([EVALUATION_FOLDER, *part.split()])
+
+
+def slices_of(envelope: Mapping[str, Any], found: Mapping[str, Any], parts: Mapping[str, SliceValues]) -> dict[str, SliceValues]:
+    """The parts of a row with everything that tables show of them.
+
+    Args:
+        envelope: the run's `metrics.json`.
+        found: what `measure` found.
+        parts: accuracy of the parts that the run measured itself; "" is the whole.
+    """
+    seconds = envelope["seconds_by_stage"]
+    spent = {"train_seconds": seconds.get("finetune", seconds.get("train")), "codes_seconds": seconds.get("tokenize", 0.0)}
+    spent["vectors_seconds"] = seconds.get("encode", 0.0)
+    whole = {**parts[""], **collisions(envelope.get("tokenizer", {})), "cost": spent | dict(found.get("cost", {}))}
+    whole |= {name: found[name] for name in ("latency", "step") if name in found}
+    return {**parts, "": whole, **found.get("left_out", {})}
+
+
+def collisions(report: Mapping[str, Any]) -> dict[str, dict[str, float | int | None]]:
+    """ "codes_<stream>" → what a tokenizer's report says of items that share codes, by stream; of a single code under `ONE_CODE`."""
+    streams = report.get("streams", {ONE_CODE: report} if report else {})
+    found = {}
+    for name, about in streams.items():
+        items = about["present"] if "present" in about else about["items"] - about["items_without_any_modality"]
+        values = {"items": items} | {key: about.get(key) for key in COLLISIONS}
+        found[f"codes_{name}"] = values | {"moved_share": about["moved"] / max(1, items)}
+    return found
+
+
+def paired_tests(
+    rows: Mapping[str, Mapping[str, Any]], folders: Mapping[str, Mapping[int, Path]], slice_name: str, metric: str = DEFAULT_METRIC
+) -> list[dict[str, Any]]:
+    """Every row against the one it is to be tested against, over the seeds that both have; p-values are corrected within a table.
+
+    Args:
+        rows: of one recipe: row → label, part, seeds and tables.
+        folders: label → seed → run folder.
+        slice_name, metric: what is tested.
+
+    Returns: entries of `ComparedPair`, with the table, the metric and the slice.
+    """
+    by_name = {(about["label"], about["part"]): row for row, about in rows.items() if about["seeds"]}
+    read: dict[Path, MeasuredRun] = {}
+
+    def run_of(about: Mapping[str, Any], seed: int) -> MeasuredRun:
+        place = evaluation_of(folders[about["label"]][seed], about["part"])
+        if place not in read:
+            (read[place],) = (run for run in read_runs([place]) if run.predictions is not None)
+        return read[place]
+
+    asked: dict[str, dict[tuple[str, str], Any]] = {}
+    for row, about in rows.items():
+        for table, against in about["tables"].items():
+            if not stands_in(about, table):
+                continue
+            whole = by_name.get((about["label"] if table == LEFT_OUT else against, ""))
+            other = by_name.get((against, about["part"]), whole)
+            if other is None or other == row:
+                continue
+            both = [(run_of(about, seed), run_of(rows[other], seed)) for seed in about["seeds"] if seed in rows[other]["seeds"]]
+            # The seed of the built-in shop makes its data too.
+            data_sets: dict[Any, list[tuple[MeasuredRun, MeasuredRun]]] = {}
+            for runs in both:
+                data_sets.setdefault(cases_of_run(runs[0]), []).append(runs)
+            if both:
+                asked.setdefault(table, {})[row, other] = [tuple(zip(*some, strict=True)) for some in data_sets.values()]
+    where = {"metric": metric, "slice": slice_name}
+    return [{"table": table} | vars(pair) | where for table, pairs in asked.items() for pair in compare_pairs(pairs, metric, slice_name)]

@@ -1,0 +1,36 @@
+"""Memory is counted as the tensors hold it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from command_samples import write_shop
+
+from cemg_hf.errors import CEMGError
+from cemg_hf.recipes import load_recipe
+from cemg_hf.training.footprint import measure_footprint, peak_bytes
+from cemg_hf.training.pipeline import FOLDERS, run
+
+
+def test_the_peak_is_of_what_is_held_at_once() -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def request() -> None:
+        for _ in range(5):
+            first = torch.ones(1000, device=device)
+            second = first + 1
+            del first, second
+
+    assert 8000 <= peak_bytes(request) < 9000
+    assert peak_bytes(lambda: None) == 0
+
+
+def test_a_system_without_a_network_has_no_footprint(tmp_path: Path) -> None:
+    recipe = load_recipe(write_shop(tmp_path / "shop"), ["evaluate.resamples=20"], system="popularity")
+    run(recipe, tmp_path / "run")
+    folders = {stage: tmp_path / "run" / name for stage, name in FOLDERS.items()}
+    with pytest.raises(CEMGError, match="popularity: has no network"):
+        measure_footprint(recipe, folders, tmp_path / "footprint")
+    assert not (tmp_path / "footprint").exists()

@@ -63,12 +63,13 @@ COLUMNS = {
     "2": "perplexity.1",
     "collisions before": "collision_rate_before",
     "moved": "moved",
-    "text neighbours, 1 code": "neighbours_text.0",
-    "2 codes": "neighbours_text.1",
-    "collaborative neighbours, 1 code": "neighbours_collaborative.0",
-    "VGG neighbours, 1 code": "neighbours_image.0",
-    "genre purity, 1 code": "purity.0",
-    "next item, 1 code": "next_item.0",
+    "error": "reconstruction_error",
+    "text neighbours, 1 code, × chance": "neighbours_text_lift.0",
+    "2 codes": "neighbours_text_lift.1",
+    "collaborative neighbours, 1 code, × chance": "neighbours_collaborative_lift.0",
+    "2 codes ": "neighbours_collaborative_lift.1",
+    "VGG neighbours, 1 code, × chance": "neighbours_image_lift.0",
+    "genres, 1 code, adjusted NMI": "purity_nmi.0",
 }
 
 

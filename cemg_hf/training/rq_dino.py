@@ -153,9 +153,7 @@ def train_rq_dino(config: RQDinoTrainingConfig, source: str | Path, output: str 
     steps = config.loop.epochs * -(-len(rows) // config.loop.batch_size)
     # Channels last is the layout convolutions are fastest in.
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
-    network = SelfDistillation(
-        model, pictures, MultiCrop(config.crops), config.distillation, config.loop.epochs, min(steps, config.loop.max_steps or steps)
-    )
+    network = SelfDistillation(model, pictures, MultiCrop(config.crops), config.distillation, min(steps, config.loop.max_steps or steps))
     network.to(device).initialise(config.loop.batch_size)
     logger.info(
         "rq-dino: %s, %s parameters, %d pictures on %s",
@@ -174,7 +172,6 @@ def train_rq_dino(config: RQDinoTrainingConfig, source: str | Path, output: str 
         folder=work,
         seed=seed,
         identity=fingerprint(json.dumps(manifest.as_dict(), sort_keys=True)),
-        on_epoch=network.on_epoch,
         on_step=network.on_step,
     )
     if report.stopped_by == "time_budget":

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import set_seed
 from torch.utils.data import Dataset
 
@@ -22,11 +23,12 @@ from ..features.picture_store import Pictures, read_pictures
 from ..models.cemg import CEMGTokenizer
 from ..models.cemg.assignment_cemg import collision_rate
 from ..models.rq_dino import RQDinoConfig, RQDinoModel
+from ..settings import expand_path
 from .loop import LOG_NAME, train
 from .loop_config import LoopConfig
 from .multi_crop import CropConfig, MultiCrop
 from .rq_dino_codes import PictureCodes
-from .rq_dino_weights import load_start, named_backbone
+from .rq_dino_weights import is_pretrained, load_start, named_backbone
 from .self_distillation import DistillationConfig, SelfDistillation
 from .streams import unique_codes
 
@@ -133,8 +135,11 @@ def train_rq_dino(config: RQDinoTrainingConfig, source: str | Path, output: str 
         seed: seed of initialisation, crops, sample order and k-means.
 
     Raises:
-        CEMGError: no pictures, an unknown backbone, sizes that it cannot take, or the time budget ended before the training.
+        CEMGError: several processes, no pictures, more items than codes, an unknown backbone, sizes that it cannot take, or the time budget
+            ended before the training.
     """
+    if PartialState().num_processes > 1:
+        raise CEMGError("rq-dino: trains in one process; start it without `accelerate launch` or `torchrun`")
     output = Path(output)
     settings = asdict(config)
     settings["loop"] = config.loop.trajectory()
@@ -238,7 +243,8 @@ def format_report(folder: str | Path) -> str:
 
 def _start_fingerprint(config: RQDinoTrainingConfig) -> dict[str, str]:
     """Of the files that the backbone starts from, where they are local."""
-    local = {name: Path(place).expanduser() for name, place in (("backbone", config.backbone), ("weights", config.weights)) if place}
+    places = {"backbone": config.backbone if is_pretrained(config.backbone) else None, "weights": config.weights}
+    local = {name: Path(expand_path(place, name)) for name, place in places.items() if place is not None}
     return {name: fingerprint_path(path) for name, path in local.items() if path.exists()}
 
 

@@ -17,13 +17,18 @@ from ..models.rq_dino.backbones_rq_dino import TORCHVISION
 from ..settings import expand_path
 
 
+def is_pretrained(name: str) -> bool:
+    """Whether a backbone is a folder or Hub id of transformers, with weights, rather than a kind of network known by name."""
+    return name not in TORCHVISION and name not in CONFIG_MAPPING and ("/" in name or Path(name).is_dir())
+
+
 def named_backbone(name: str, settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """A backbone as `RQDinoConfig` names it: that of a folder or Hub id by its model type and configuration.
 
     Raises:
         CEMGError: no such folder or repository, settings for a network that brings its own, or settings that it does not have.
     """
-    if not _is_pretrained(name):
+    if not is_pretrained(name):
         if settings and name in CONFIG_MAPPING:
             known = AutoConfig.for_model(name).to_dict()
             unknown = sorted(settings.keys() - known.keys())
@@ -48,7 +53,7 @@ def load_start(network: nn.Module, backbone: str, weights: str | None) -> None:
     Raises:
         CEMGError: weights for a transformers model, no such weights, or weights of another network.
     """
-    if _is_pretrained(backbone):
+    if is_pretrained(backbone):
         if weights is not None:
             raise CEMGError(f"weights = {weights!r}: {backbone} brings its own; leave it out")
         _load(network, dict(AutoModel.from_pretrained(_place(backbone)).state_dict()), backbone)
@@ -80,10 +85,6 @@ def _load(network: nn.Module, state: dict[str, Tensor], source: str) -> None:
     if wrong:
         raise CEMGError(f"{source}: {wrong[0]} is missing or has another shape than in the backbone; give the weights of that network")
     network.load_state_dict({name: state[name].to(value) for name, value in wanted.items()})
-
-
-def _is_pretrained(name: str) -> bool:
-    return "/" in name or Path(name).is_dir()
 
 
 def _place(name: str) -> str:

@@ -253,23 +253,23 @@ class SelfDistillation(nn.Module):
         latent, codes = found["latent"], found["codes"]
         levels = [level_report(column, self.student.config.codebook_size) for column in codes.T]
         variance = (latent - latent.mean(0)).square().sum()
-        targets = torch.cat([self._targets(rows) for rows in self._parts()])
+        # Summed up part by part: of all pictures at once, DINO's 65,536 prototypes would be more than memory holds.
+        entropy, total = 0.0, torch.zeros(self.config.prototypes)
+        for rows in self._parts():
+            pixels = self.student.preprocess(self.pictures.batch(rows, self.device)[0])
+            targets = self._sharpened(self.teacher_head(self.teacher(pixels))).cpu()
+            entropy += _entropy(targets).sum().item()
+            total += targets.sum(0)
         self.train(was_training)
-        mean = targets.mean(0)
-        most = math.log(max(2, self.config.prototypes))
+        count = len(self.pictures)
         return {
             "perplexity": _mean(level["perplexity"] for level in levels),
             "used_codes": _mean(level["used_codes"] for level in levels),
             "collision_rate": collision_rate(codes),
             "quantisation_error": ((latent - quantised).square().sum() / variance.clamp_min(1e-12)).item(),
-            "target_entropy": (_entropy(targets).mean() / most).item(),
-            "prototypes_used": (_entropy(mean).exp() / self.config.prototypes).item(),
+            "target_entropy": entropy / count / math.log(max(2, self.config.prototypes)),
+            "prototypes_used": (_entropy(total / count).exp() / self.config.prototypes).item(),
         }
-
-    def _targets(self, rows: Tensor) -> Tensor:
-        """(B, P) what the teacher says of whole pictures, centred and sharpened."""
-        pixels = self.student.preprocess(self.pictures.batch(rows, self.device)[0])
-        return self._sharpened(self.teacher_head(self.teacher(pixels))).cpu()
 
     def _parts(self) -> tuple[Tensor, ...]:
         return torch.arange(len(self.pictures)).split(PICTURES_AT_ONCE)

@@ -117,6 +117,7 @@ class SelfDistillation(nn.Module):
     """
 
     center: Tensor
+    steps: Tensor
 
     def __init__(self, student: RQDinoModel, pictures: Pictures, crops: MultiCrop, config: DistillationConfig, total_steps: int) -> None:
         super().__init__()

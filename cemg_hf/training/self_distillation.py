@@ -45,7 +45,8 @@ class DistillationConfig:
     bottleneck_dim: int = field(default=128, metadata={"help": "Width before the prototypes (DINO: 256)."})
     student_temperature: float = field(default=0.1, metadata={"help": "Temperature of the student's softmax."})
     teacher_temperature: float = field(
-        default=0.07, metadata={"help": "Temperature of the teacher's softmax after its warm-up; sharpening."}
+        default=0.04,
+        metadata={"help": "Temperature of the teacher's softmax after its warm-up; sharpening. DINO's long trainings go to 0.07."},
     )
     warmup_teacher_temperature: float = field(default=0.04, metadata={"help": "The same at the start."})
     teacher_warmup_ratio: float = field(default=0.3, metadata={"help": "Share of all steps over which it rises."})

@@ -129,7 +129,7 @@ def main() -> None:
         command=shlex.join(["python", *sys.argv]),
         seeds=arguments.seeds,
         seconds=time.perf_counter() - started,
-        columns=COLUMNS,
+        columns={title: key for title, key in COLUMNS.items() if any(key.split(".")[0] in row for row in metrics.values())},
         trainings=trainings,
         category_depth=judge.depth,
     )

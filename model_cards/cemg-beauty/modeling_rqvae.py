@@ -267,7 +267,61 @@ class ContentHead(nn.Module):
         return filled, known
 
 
-class CEMGRQVAE(nn.Module):
+class ResidualQuantiser(nn.Module):
+    """M residual codebooks: at each level the nearest code vector, and what it leaves to the next level.
+
+    Code vectors are a buffer: they follow the moving average of the residuals they code (training/codebooks.py), not a gradient.
+    """
+
+    codebooks: Tensor
+
+    def add_codebooks(self, num_levels: int, codebook_size: int, dimension: int) -> None:
+        """Random codebooks (M, K, D); by itself, so that a subclass decides at which point of its start they are drawn."""
+        self.register_buffer("codebooks", torch.randn(num_levels, codebook_size, dimension) / dimension**0.5)
+
+    def quantise(self, latent: Tensor) -> QuantiserOutput:
+        """Residual quantisation of z (B, D): at each level take the nearest code vector and pass on what is left."""
+        residual, codes, residuals, chosen = latent, [], [], []
+        for codebook in self.codebooks:
+            nearest = squared_distances(residual.detach(), codebook).argmin(1)
+            vector = codebook[nearest]
+            codes.append(nearest)
+            residuals.append(residual)
+            chosen.append(vector)
+            residual = residual - vector
+        return QuantiserOutput(codes=torch.stack(codes, 1), residuals=torch.stack(residuals, 1), quantised=torch.stack(chosen).sum(0))
+
+    def quantisation_error(self, found: QuantiserOutput) -> Tensor:
+        """Mean squared distance of residuals and their code vectors, over entries and items, summed over levels.
+
+        Its gradient is that of the commitment term: it moves what is quantised, not the codebooks.
+        """
+        levels = torch.arange(len(self.codebooks), device=found.codes.device)
+        return (found.residuals - self.codebooks[levels, found.codes]).square().mean((0, 2)).sum()
+
+    def diversity_loss(self, residuals: Tensor) -> Tensor:
+        """1 − H(mean soft assignment) / log K, mean over levels: 0 when a batch (B, M, D) spreads evenly over a level's codes."""
+        distances = squared_distances(residuals.transpose(0, 1), self.codebooks)
+        # The temperature follows the data, so that the softness does not depend on the scale of the latent space.
+        temperature = distances.detach().amin(2).mean(1).clamp_min(1e-6)[:, None, None]
+        usage = (-distances / temperature).softmax(2).mean(1)
+        entropy = -(usage * usage.clamp_min(1e-12).log()).sum(1)
+        return 1 - (entropy / max(torch.log(torch.tensor(float(self.codebooks.shape[1]))).item(), 1e-12)).mean()
+
+    @torch.no_grad()
+    def set_codes(self, level: int, vectors: Tensor, codes: Tensor | None = None) -> None:
+        """Write code vectors of a level.
+
+        Args:
+            level: counted from 0.
+            vectors: (K, D), the whole codebook, or (n, D).
+            codes: (n,) rows that are written; None: all.
+        """
+        rows = slice(None) if codes is None else codes
+        self.codebooks[level, rows] = vectors.to(self.codebooks)
+
+
+class CEMGRQVAE(ResidualQuantiser):
     """Fusion, encoder, M residual codebooks and decoder (eq. 4)."""
 
     def __init__(self, config: CEMGRQVAEConfig) -> None:
@@ -279,9 +333,7 @@ class CEMGRQVAE(nn.Module):
         self.decoder = _LinearPlusMLP([config.latent_dim, *reversed(config.hidden_dims), width], config.dropout)
         has_head = config.content_head_dim > 0 and set(config.modality_dims) > {COLLABORATIVE} and COLLABORATIVE in config.modality_dims
         self.content_head = ContentHead(config) if has_head else None
-        # A buffer: code vectors follow the moving average of the residuals they code (training/tokenizer_training.py), not a gradient.
-        self.register_buffer("codebooks", torch.randn(config.num_levels, config.codebook_size, config.latent_dim) / config.latent_dim**0.5)
-        self.codebooks: Tensor
+        self.add_codebooks(config.num_levels, config.codebook_size, config.latent_dim)
         # The directions of R^d in which the content of the catalogue varies most, (d, V).
         basis = torch.zeros(config.dimension, config.content_vector_dim)
         self.register_buffer("content_basis", basis, persistent=config.content_vector_dim > 0)
@@ -298,18 +350,6 @@ class CEMGRQVAE(nn.Module):
     def decode(self, quantised: Tensor) -> Tensor:
         """x̂ (B, 2d) from sums of code vectors (B, D)."""
         return self.decoder(quantised)
-
-    def quantise(self, latent: Tensor) -> QuantiserOutput:
-        """Residual quantisation of z (B, D): at each level take the nearest code vector and pass on what is left."""
-        residual, codes, residuals, chosen = latent, [], [], []
-        for codebook in self.codebooks:
-            nearest = squared_distances(residual.detach(), codebook).argmin(1)
-            vector = codebook[nearest]
-            codes.append(nearest)
-            residuals.append(residual)
-            chosen.append(vector)
-            residual = residual - vector
-        return QuantiserOutput(codes=torch.stack(codes, 1), residuals=torch.stack(residuals, 1), quantised=torch.stack(chosen).sum(0))
 
     def warmup_loss(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> Tensor:
         """Reconstruction loss of the autoencoder alone: the decoder sees z, the codebooks play no part."""
@@ -340,7 +380,7 @@ class CEMGRQVAE(nn.Module):
         straight_through = latent + (found.quantised - latent).detach()
         reconstruction = reconstruction_loss(self.decoder(straight_through), fused.x, fused.present)
         quantisation = self._quantisation_loss(found)
-        diversity = self._diversity_loss(found.residuals)
+        diversity = self.diversity_loss(found.residuals)
         loss = reconstruction + self.config.lambda_quant * quantisation + self.config.lambda_div * diversity
         return CEMGRQVAEOutput(
             loss=loss,
@@ -355,22 +395,9 @@ class CEMGRQVAE(nn.Module):
         )
 
     def _quantisation_loss(self, found: QuantiserOutput) -> Tensor:
-        """Codebook term + β · commitment term, mean over entries and items, summed over levels.
-
-        Both have the same value; the codebook term is what the moving average minimises and gives the encoder no gradient.
-        """
-        levels = torch.arange(self.config.num_levels, device=found.codes.device)
-        error = (found.residuals - self.codebooks[levels, found.codes]).square().mean((0, 2)).sum()
+        """Codebook term + β · commitment term: both have the same value; the first is what the moving average minimises."""
+        error = self.quantisation_error(found)
         return error.detach() + self.config.commitment * error
-
-    def _diversity_loss(self, residuals: Tensor) -> Tensor:
-        """1 − H(mean soft assignment) / log K, mean over levels: 0 when a batch spreads evenly over a level's codes."""
-        distances = squared_distances(residuals.transpose(0, 1), self.codebooks)
-        # The temperature follows the data, so that the softness does not depend on the scale of the latent space.
-        temperature = distances.detach().amin(2).mean(1).clamp_min(1e-6)[:, None, None]
-        usage = (-distances / temperature).softmax(2).mean(1)
-        entropy = -(usage * usage.clamp_min(1e-12).log()).sum(1)
-        return 1 - (entropy / max(torch.log(torch.tensor(float(self.config.codebook_size))).item(), 1e-12)).mean()
 
     @torch.no_grad()
     def content_vectors(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -430,18 +457,6 @@ class CEMGRQVAE(nn.Module):
         self.encoder.linear.bias.zero_()[:used] = -scale * components @ mean
         self.decoder.linear.weight.zero_()[:, :used] = components.T / scale
         self.decoder.linear.bias.copy_(mean)
-
-    @torch.no_grad()
-    def set_codes(self, level: int, vectors: Tensor, codes: Tensor | None = None) -> None:
-        """Write code vectors of a level.
-
-        Args:
-            level: counted from 0.
-            vectors: (K, D), the whole codebook, or (n, D).
-            codes: (n,) rows that are written; None: all.
-        """
-        rows = slice(None) if codes is None else codes
-        self.codebooks[level, rows] = vectors.to(self.codebooks)
 
 
 def squared_distances(points: Tensor, centres: Tensor) -> Tensor:

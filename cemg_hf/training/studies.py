@@ -264,7 +264,7 @@ class Study:
                 if missing:
                     rows.setdefault(name, about | {"seeds": []})
                     not_run[name] = {"seeds": missing, "reason": self.failed.get(key, "out of time")}
-        mean, std = over_seeds(values)
+        mean, std = over_seeds({row: _in_common(seeds) for row, seeds in values.items()})
         several = {row: std[row] for row in std if len(values[row]) > 1}
         return result_envelope(
             mean,
@@ -321,6 +321,11 @@ class Study:
         if self.config.question in ("rq3", STREAMS):
             about["latency"] = asdict(LatencyConfig()) | {"threads": torch.get_num_threads()}
         return about
+
+
+def _in_common(seeds: Sequence[SliceValues]) -> list[SliceValues]:
+    """The slices that were measured under every seed."""
+    return [{part: one[part] for part in one if all(part in other for other in seeds)} for one in seeds]
 
 
 def run_study(config: StudyConfig, command: str = "") -> dict[str, Any]:

@@ -24,7 +24,6 @@ CODES = "codes_"
 """Begins the slices that say what the codes of a stream collide."""
 ACCURACY = (("hr@10", "HR@10"), ("ndcg@10", "NDCG@10"))
 MEGABYTE = 1e6
-SEVERAL = 2
 
 
 class Quantity(NamedTuple):
@@ -65,16 +64,6 @@ def stands_in(about: Mapping[str, Any], table: str) -> bool:
     """Whether a row, or this part of it, is a row of a table: histories without streams have one of their own."""
     part = about["part"]
     return table in about["tables"] and (part == "" or part.startswith(WITHOUT) == (table == LEFT_OUT))
-
-
-def format_streams(envelope: Mapping[str, Any], level: int = 3) -> str:
-    """Markdown: the tables of all recipes, headings from `level` on where there are several recipes."""
-    several = len(envelope["recipes"]) >= SEVERAL
-    lines = []
-    for recipe in envelope["recipes"]:
-        lines += [f"{'#' * level} {recipe}", ""] if several else []
-        lines += recipe_tables(envelope, recipe, level + several)
-    return "\n".join(lines).strip()
 
 
 def recipe_tables(envelope: Mapping[str, Any], recipe: str, level: int = 3) -> list[str]:

@@ -149,8 +149,8 @@ def _value(envelope: Mapping[str, Any], row: str, quantity: Quantity) -> str:
     mean, std = (envelope.get(kind, {}).get(row, {}).get(quantity.part, {}).get(quantity.metric) for kind in ("metrics", "std"))
     if mean is None:
         return "–"
-    value = format(mean / quantity.unit, quantity.form)
-    return value + (f" ± {format(std / quantity.unit, quantity.form.removeprefix('+'))}" if std else "")
+    spread = "" if std is None else format(std / quantity.unit, quantity.form.removeprefix("+"))
+    return format(mean / quantity.unit, quantity.form) + (f" ± {spread}" if set(spread) & set("123456789") else "")
 
 
 def _line(cells: list[str]) -> str:

@@ -56,19 +56,30 @@ def format_study(envelope: Mapping[str, Any]) -> str:
         tables = recipe_tables(envelope, recipe) if envelope["study"] == STREAMS else [*_table(envelope, recipe), ""]
         lines += [f"## {recipe}", "", _circumstances(envelope, about), "", *tables]
     if envelope["study"] in ("rq3", STREAMS):
-        measured, machine = envelope["latency"], envelope["machine"]
-        where = f"{machine['cores']} cores" if machine["accelerator"] == "none" else machine["accelerator"]
-        lines += [
-            f"Latency: lists of {measured['k']}, history left out, median of {measured['batches']} batches; {where}, "
-            f"{measured['threads']} threads. {PAPER.get(envelope['study'], '')}".strip(),
-            "",
-        ]
+        lines += [f"{_how_latency_was_measured(envelope)} {PAPER.get(envelope['study'], '')}".strip(), ""]
     if envelope["not_run"]:
         lines += ["Not run yet, or not to be run:", ""]
         for row, missing in envelope["not_run"].items():
             lines.append(f"- {row}, seed {', '.join(map(str, missing['seeds']))}: {missing['reason']}")
         lines.append("")
     return "\n".join([*lines, f"`{envelope['command']}`", ""])
+
+
+def format_streams(envelope: Mapping[str, Any], level: int = 3) -> str:
+    """The tables of code streams for a page that has headings above `level` of its own; recipes have one each where they are several."""
+    several = len(envelope["recipes"]) > 1
+    lines = []
+    for recipe, about in envelope["recipes"].items():
+        lines += [f"{'#' * level} {recipe}", ""] if several else []
+        lines += [_circumstances(envelope, about), "", *recipe_tables(envelope, recipe, level + several)]
+    return "\n".join([*lines, _how_latency_was_measured(envelope)])
+
+
+def _how_latency_was_measured(envelope: Mapping[str, Any]) -> str:
+    measured, machine = envelope["latency"], envelope["machine"]
+    where = f"{machine['cores']} cores" if machine["accelerator"] == "none" else machine["accelerator"]
+    threads = f"{measured['threads']} thread{'s' if measured['threads'] > 1 else ''}"
+    return f"Latency: lists of {measured['k']}, history left out, median of {measured['batches']} batches; {where}, {threads}."
 
 
 def _circumstances(envelope: Mapping[str, Any], about: Mapping[str, Any]) -> str:

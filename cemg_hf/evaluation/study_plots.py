@@ -71,7 +71,7 @@ def _figure_title(envelope: Mapping[str, Any], recipe: str) -> str:
     """ "RQ1, overall: beauty\\nT5 of …, at most 20 epochs · seeds 42, 43"."""
     about, seeds = envelope["recipes"][recipe], sorted({seed for row in rows_of(envelope, recipe).values() for seed in row["seeds"]})
     named = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}" if seeds else "nothing run yet"
-    first = f"{envelope['study'].upper()}, {QUESTIONS[envelope['study']]}: {recipe}"
+    first = f"{QUESTIONS[envelope['study']]}: {recipe}"
     changes = ", ".join(envelope["set"])
     changes = f"{len(envelope['set'])} settings changed" if len(changes) > LONGEST_CHANGES else changes
     return f"{first}\n{' · '.join(part for part in (about['budget'], named, changes) if part)}"

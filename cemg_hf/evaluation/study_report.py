@@ -10,13 +10,14 @@ from .protocol import EXCLUDING
 from .stream_tables import recipe_tables
 
 QUESTIONS: Mapping[str, str] = {
-    "rq1": "overall",
-    "rq2": "what each part is worth",
-    "rq3": "time and latency",
-    "rq4": "settings of the tokenizer",
-    "rq5": "cold items",
-    "streams": "code streams, one code, or none",
+    "rq1": "RQ1, overall",
+    "rq2": "RQ2, what each part is worth",
+    "rq3": "RQ3, time and latency",
+    "rq4": "RQ4, settings of the tokenizer",
+    "rq5": "RQ5, cold items",
+    "streams": "Code streams, one code, or none",
 }
+"""Question → its title; the first five are the paper's."""
 STREAMS = "streams"
 STAGE_ORDER = ("prepare", "encode", "tokenize", "train", "evaluate")
 COLD_PARTS = {"test_cold_0": "0", "test_cold_1_5": "1–5"}
@@ -51,7 +52,7 @@ class Cell(NamedTuple):
 
 def format_study(envelope: Mapping[str, Any]) -> str:
     """Markdown: what was asked, and per recipe a table with a row per variant; a variant without a result says why."""
-    lines = [f"# {envelope['study'].upper()}: {QUESTIONS[envelope['study']]}", ""]
+    lines = [f"# {QUESTIONS[envelope['study']]}", ""]
     for recipe, about in envelope["recipes"].items():
         tables = recipe_tables(envelope, recipe) if envelope["study"] == STREAMS else [*_table(envelope, recipe), ""]
         lines += [f"## {recipe}", "", _circumstances(envelope, about), "", *tables]

@@ -48,7 +48,7 @@ def cells(text: str, name: str) -> list[str]:
 def test_ablations_are_measured_from_the_same_part_of_full_cemg() -> None:
     text = format_study(ablations())
     assert text.startswith(
-        "# RQ2: what each part is worth\n\n## shop\n\nA shop. Budget of CEMG: T5 of width 16, at most 2 epochs; with `fin"
+        "# RQ2, what each part is worth\n\n## shop\n\nA shop. Budget of CEMG: T5 of width 16, at most 2 epochs; with `fin"
     )
     assert cells(text, "Variant")[-1] == "Δ NDCG@10, history excluded"
     assert cells(text, "cemg") == ["cemg", "1, 2", *["0.3000 ± 0.0050"] * 4, ""]
@@ -68,7 +68,7 @@ def test_times_have_their_units_and_the_papers_beside_them() -> None:
 
 def test_code_streams_have_tables_of_their_own() -> None:
     text = format_study(streams_study())
-    assert text.startswith("# STREAMS: code streams, one code, or none\n\n## shop\n\nA shop. Budget of CEMG")
+    assert text.startswith("# Code streams, one code, or none\n\n## shop\n\nA shop. Budget of CEMG")
     assert "### Which stream the decoder writes" in text
     assert "median of 20 batches" in text
     assert "The paper, on an A100" not in text

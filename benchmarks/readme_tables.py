@@ -20,8 +20,7 @@ from typing import Any
 
 from cemg_hf.artefacts import portable
 from cemg_hf.errors import CEMGError
-from cemg_hf.evaluation.stream_tables import format_streams
-from cemg_hf.evaluation.study_report import STREAMS
+from cemg_hf.evaluation.study_report import STREAMS, format_streams
 from cemg_hf.training.cold_start import format_cold_start
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -46,6 +46,15 @@ DEFAULT_OUTPUT = Path(__file__).parent / "results" / "rq_dino.json"
 VGG = "VGG-16"
 VGG_SIZE = 224  # pixels
 SPEED_STEPS = 40
+STARTS: dict[str, dict[str, Any]] = {
+    "scratch": {"backbone": "resnet18"},
+    "vgg16": {"backbone": "vgg16"},
+    # A million weights, for two cores.
+    "small": {
+        "backbone": "resnet",
+        "backbone_settings": {"embedding_size": 32, "hidden_sizes": [32, 64, 128, 256], "depths": [1, 1, 1, 1], "layer_type": "basic"},
+    },
+}
 COLUMNS = {
     "seeds": "seeds",
     "codes used, level 1": "used_codes.0",
@@ -54,12 +63,13 @@ COLUMNS = {
     "2": "perplexity.1",
     "collisions before": "collision_rate_before",
     "moved": "moved",
-    "text neighbours, 1 code": "neighbours_text.0",
-    "2 codes": "neighbours_text.1",
-    "collaborative neighbours, 1 code": "neighbours_collaborative.0",
-    "VGG neighbours, 1 code": "neighbours_image.0",
-    "genre purity, 1 code": "purity.0",
-    "next item, 1 code": "next_item.0",
+    "error": "reconstruction_error",
+    "text neighbours, 1 code, × chance": "neighbours_text_lift.0",
+    "2 codes": "neighbours_text_lift.1",
+    "collaborative neighbours, 1 code, × chance": "neighbours_collaborative_lift.0",
+    "2 codes ": "neighbours_collaborative_lift.1",
+    "VGG neighbours, 1 code, × chance": "neighbours_image_lift.0",
+    "genres, 1 code, adjusted NMI": "purity_nmi.0",
 }
 
 
@@ -67,8 +77,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", type=Path, required=True, help="folder written by `cemg prepare`")
     parser.add_argument("--features", type=Path, required=True, help="folder written by `cemg encode`: the spaces that neighbours are of")
-    parser.add_argument("--vgg", required=True, help="state dict of VGG-16 (.safetensors), at least its convolutions")
-    parser.add_argument("--starts", nargs="+", default=["scratch", "vgg16"], choices=["scratch", "vgg16"], help="starts of RQ-DINO")
+    parser.add_argument(
+        "--vgg", help="state dict of VGG-16 (.safetensors), at least its convolutions; without it, no row and no space of it"
+    )
+    parser.add_argument("--starts", nargs="+", default=["scratch", "vgg16"], choices=list(STARTS), help="networks that RQ-DINO trains")
     parser.add_argument("--no-plain", action="store_true", help="leave plain DINO out")
     parser.add_argument("--codebook-size", type=int, default=64)
     parser.add_argument("--size", type=int, default=96, help="side of global crops in pixels; local ones have half of it")
@@ -85,14 +97,19 @@ def main() -> None:
     arguments = parser.parse_args()
     started = time.perf_counter()
     data, store = PreparedDataset.load(arguments.dataset), FeatureStore.load(arguments.features)
-    vgg = vgg_features(data, arguments.vgg, arguments.work)
-    spaces = {name: modality for name, modality in store.modalities.items() if name != "image"} | {"image": vgg}
+    if arguments.vgg is None and "vgg16" in arguments.starts:
+        raise CEMGError("--starts vgg16: needs --vgg, the weights that it starts from")
+    spaces = {name: modality for name, modality in store.modalities.items() if name != "image"}
+    vgg = None if arguments.vgg is None else vgg_features(data, arguments.vgg, arguments.work)
+    if vgg is not None:
+        spaces["image"] = vgg
     judge = Judge(data, spaces, TokenizerTrainingConfig(codebook_size=arguments.codebook_size, epochs=0))
     runs: dict[str, list[dict[str, Any]]] = {}
     trainings: dict[str, Any] = {}
     with time_limit(arguments.time_budget):
         for seed in arguments.seeds:
-            runs.setdefault(f"residual k-means on {VGG}", []).append(judge.k_means(vgg, seed))
+            if vgg is not None:
+                runs.setdefault(f"residual k-means on {VGG}", []).append(judge.k_means(vgg, seed))
             for start in arguments.starts:
                 for plain in (False,) if arguments.no_plain else (False, True):
                     name = f"{'DINO' if plain else 'RQ-DINO'} from {start}"
@@ -112,10 +129,9 @@ def main() -> None:
         command=shlex.join(["python", *sys.argv]),
         seeds=arguments.seeds,
         seconds=time.perf_counter() - started,
-        columns=COLUMNS,
+        columns={title: key for title, key in COLUMNS.items() if any(key.split(".")[0] in row for row in metrics.values())},
         trainings=trainings,
-        pictures=int(vgg.mask.sum()),
-        chance=judge.chance,
+        category_depth=judge.depth,
     )
     write_json(arguments.output, envelope)
     print(json.dumps(metrics, indent=1))
@@ -125,7 +141,7 @@ def settings(arguments: argparse.Namespace, start: str, plain: bool) -> RQDinoTr
     """What trains one network. A pretrained one gets a tenth of the learning rate."""
     pretrained = start == "vgg16"
     return RQDinoTrainingConfig(
-        backbone="vgg16" if pretrained else "resnet18",
+        **STARTS[start],
         weights=str(arguments.vgg) if pretrained else None,
         codebook_size=arguments.codebook_size,
         passes=arguments.passes,
@@ -185,7 +201,6 @@ class Judge:
         self.spaces = {name: np.where(space.mask[:, None], np.asarray(space.vectors, np.float32), 0) for name, space in spaces.items()}
         ordered = data.items_table(["item_id", "categories"])
         self.labels, self.depth = category_labels(ordered["categories"])
-        self.chance: dict[str, Any] = {"category_depth": self.depth}
 
     def k_means(self, features: ModalityFeatures, seed: int) -> dict[str, Any]:
         """Residual k-means: the project's quantiser without training after its start."""

@@ -37,6 +37,7 @@ COMMANDS = {"run", "quickstart", "prepare", "encode", "tokenize", "finetune", "e
     "convert",
     "publish",
     "download-images",
+    "rq-dino",
     "export",
 }
 

@@ -45,6 +45,8 @@ def plot_distillation(history: Sequence[Mapping[str, Any]], path: str | Path, ti
     for colour, (key, label) in zip(COLOURS, SHARES.items(), strict=False):
         share_axis.plot(epochs, [row[key] for row in history], color=colour, marker=marker, markersize=3, label=label)
     share_axis.set(xlabel="Epoch", ylim=(0, max(1.0, *(row["quantisation_error"] for row in history)) * 1.02))
+    for axis in (loss_axis, share_axis):
+        axis.xaxis.get_major_locator().set_params(integer=True)
     share_axis.legend(fontsize=7, frameon=False)
     figure.suptitle(title)
     save_figure(figure, path)

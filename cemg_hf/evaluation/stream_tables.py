@@ -24,7 +24,6 @@ CODES = "codes_"
 """Begins the slices that say what the codes of a stream collide."""
 ACCURACY = (("hr@10", "HR@10"), ("ndcg@10", "NDCG@10"))
 MEGABYTE = 1e6
-SEVERAL = 2
 
 
 class Quantity(NamedTuple):
@@ -51,11 +50,11 @@ COSTS = (
     Quantity("cost", "vectors_seconds", "vectors, s"),
     Quantity("cost", "codes_seconds", "codes, s"),
     Quantity("cost", "train_seconds", "training, s"),
-    Quantity("cost", "parameters", "parameters"),
-    Quantity("cost", "weights_bytes", "weights, MB", MEGABYTE, ",.2f"),
-    Quantity("cost", "index_bytes", "index, MB", MEGABYTE, ",.2f"),
-    Quantity("cost", "batch_1_bytes", "a request, MB", MEGABYTE, ",.1f"),
-    Quantity("cost", "batch_64_bytes", "a batch of 64, MB", MEGABYTE, ",.1f"),
+    Quantity("memory", "parameters", "parameters"),
+    Quantity("memory", "weights_bytes", "weights, MB", MEGABYTE, ",.2f"),
+    Quantity("memory", "index_bytes", "index, MB", MEGABYTE, ",.2f"),
+    Quantity("memory", "batch_1_bytes", "a request, MB", MEGABYTE, ",.1f"),
+    Quantity("memory", "batch_64_bytes", "a batch of 64, MB", MEGABYTE, ",.1f"),
     Quantity("latency", "batch_1_ms", "ms per user, alone", form=",.1f"),
     Quantity("latency", "batch_64_ms", "ms per user, in batches of 64", form=",.2f"),
 )
@@ -65,16 +64,6 @@ def stands_in(about: Mapping[str, Any], table: str) -> bool:
     """Whether a row, or this part of it, is a row of a table: histories without streams have one of their own."""
     part = about["part"]
     return table in about["tables"] and (part == "" or part.startswith(WITHOUT) == (table == LEFT_OUT))
-
-
-def format_streams(envelope: Mapping[str, Any], level: int = 3) -> str:
-    """Markdown: the tables of all recipes, headings from `level` on where there are several recipes."""
-    several = len(envelope["recipes"]) >= SEVERAL
-    lines = []
-    for recipe in envelope["recipes"]:
-        lines += [f"{'#' * level} {recipe}", ""] if several else []
-        lines += recipe_tables(envelope, recipe, level + several)
-    return "\n".join(lines).strip()
 
 
 def recipe_tables(envelope: Mapping[str, Any], recipe: str, level: int = 3) -> list[str]:
@@ -160,8 +149,8 @@ def _value(envelope: Mapping[str, Any], row: str, quantity: Quantity) -> str:
     mean, std = (envelope.get(kind, {}).get(row, {}).get(quantity.part, {}).get(quantity.metric) for kind in ("metrics", "std"))
     if mean is None:
         return "–"
-    value = format(mean / quantity.unit, quantity.form)
-    return value + (f" ± {format(std / quantity.unit, quantity.form.removeprefix('+'))}" if std else "")
+    spread = "" if std is None else format(std / quantity.unit, quantity.form.removeprefix("+"))
+    return format(mean / quantity.unit, quantity.form) + (f" ± {spread}" if set(spread) & set("123456789") else "")
 
 
 def _line(cells: list[str]) -> str:

@@ -71,7 +71,7 @@ def _figure_title(envelope: Mapping[str, Any], recipe: str) -> str:
     """ "RQ1, overall: beauty\\nT5 of …, at most 20 epochs · seeds 42, 43"."""
     about, seeds = envelope["recipes"][recipe], sorted({seed for row in rows_of(envelope, recipe).values() for seed in row["seeds"]})
     named = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}" if seeds else "nothing run yet"
-    first = f"{envelope['study'].upper()}, {QUESTIONS[envelope['study']]}: {recipe}"
+    first = f"{QUESTIONS[envelope['study']]}: {recipe}"
     changes = ", ".join(envelope["set"])
     changes = f"{len(envelope['set'])} settings changed" if len(changes) > LONGEST_CHANGES else changes
     return f"{first}\n{' · '.join(part for part in (about['budget'], named, changes) if part)}"
@@ -113,7 +113,8 @@ def _draw_streams(panels: Sequence[Axes], envelope: Mapping[str, Any], recipe: s
     cell = Cell(part, "ndcg@10", short_title(part) + cases_of(envelope, recipe, part))
     _bars(panels[0], envelope, recipe, {part: [cell]}, f"{metric_label('ndcg@10')}, {cell.title}")
     latency = {name: [Cell("latency", f"batch_{size}_ms", name)] for name, size in (("one user at a time", 1), ("batches of 64", 64))}
-    _bars(panels[1], envelope, recipe, latency, "Milliseconds per user, where measured", digits=1)
+    timed = {row: about for row, about in envelope["rows"].items() if "cost" in about["tables"] and about["part"] == WHOLE}
+    _bars(panels[1], {**envelope, "rows": timed}, recipe, latency, "Milliseconds per user", digits=2)
 
 
 def _part(envelope: Mapping[str, Any], row: str, part: str) -> Mapping[str, Any]:

@@ -10,13 +10,14 @@ from .protocol import EXCLUDING
 from .stream_tables import recipe_tables
 
 QUESTIONS: Mapping[str, str] = {
-    "rq1": "overall",
-    "rq2": "what each part is worth",
-    "rq3": "time and latency",
-    "rq4": "settings of the tokenizer",
-    "rq5": "cold items",
-    "streams": "code streams, one code, or none",
+    "rq1": "RQ1, overall",
+    "rq2": "RQ2, what each part is worth",
+    "rq3": "RQ3, time and latency",
+    "rq4": "RQ4, settings of the tokenizer",
+    "rq5": "RQ5, cold items",
+    "streams": "Code streams, one code, or none",
 }
+"""Question → its title; the first five are the paper's."""
 STREAMS = "streams"
 STAGE_ORDER = ("prepare", "encode", "tokenize", "train", "evaluate")
 COLD_PARTS = {"test_cold_0": "0", "test_cold_1_5": "1–5"}
@@ -51,24 +52,35 @@ class Cell(NamedTuple):
 
 def format_study(envelope: Mapping[str, Any]) -> str:
     """Markdown: what was asked, and per recipe a table with a row per variant; a variant without a result says why."""
-    lines = [f"# {envelope['study'].upper()}: {QUESTIONS[envelope['study']]}", ""]
+    lines = [f"# {QUESTIONS[envelope['study']]}", ""]
     for recipe, about in envelope["recipes"].items():
         tables = recipe_tables(envelope, recipe) if envelope["study"] == STREAMS else [*_table(envelope, recipe), ""]
         lines += [f"## {recipe}", "", _circumstances(envelope, about), "", *tables]
     if envelope["study"] in ("rq3", STREAMS):
-        measured, machine = envelope["latency"], envelope["machine"]
-        where = f"{machine['cores']} cores" if machine["accelerator"] == "none" else machine["accelerator"]
-        lines += [
-            f"Latency: lists of {measured['k']}, history left out, median of {measured['batches']} batches; {where}, "
-            f"{measured['threads']} threads. {PAPER.get(envelope['study'], '')}".strip(),
-            "",
-        ]
+        lines += [f"{_how_latency_was_measured(envelope)} {PAPER.get(envelope['study'], '')}".strip(), ""]
     if envelope["not_run"]:
         lines += ["Not run yet, or not to be run:", ""]
         for row, missing in envelope["not_run"].items():
             lines.append(f"- {row}, seed {', '.join(map(str, missing['seeds']))}: {missing['reason']}")
         lines.append("")
     return "\n".join([*lines, f"`{envelope['command']}`", ""])
+
+
+def format_streams(envelope: Mapping[str, Any], level: int = 3) -> str:
+    """The tables of code streams for a page that has headings above `level` of its own; recipes have one each where they are several."""
+    several = len(envelope["recipes"]) > 1
+    lines = []
+    for recipe, about in envelope["recipes"].items():
+        lines += [f"{'#' * level} {recipe}", ""] if several else []
+        lines += [_circumstances(envelope, about), "", *recipe_tables(envelope, recipe, level + several)]
+    return "\n".join([*lines, _how_latency_was_measured(envelope)])
+
+
+def _how_latency_was_measured(envelope: Mapping[str, Any]) -> str:
+    measured, machine = envelope["latency"], envelope["machine"]
+    where = f"{machine['cores']} cores" if machine["accelerator"] == "none" else machine["accelerator"]
+    threads = f"{measured['threads']} thread{'s' if measured['threads'] > 1 else ''}"
+    return f"Latency: lists of {measured['k']}, history left out, median of {measured['batches']} batches; {where}, {threads}."
 
 
 def _circumstances(envelope: Mapping[str, Any], about: Mapping[str, Any]) -> str:

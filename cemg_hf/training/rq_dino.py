@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import set_seed
 from torch.utils.data import Dataset
 
@@ -22,11 +23,12 @@ from ..features.picture_store import Pictures, read_pictures
 from ..models.cemg import CEMGTokenizer
 from ..models.cemg.assignment_cemg import collision_rate
 from ..models.rq_dino import RQDinoConfig, RQDinoModel
+from ..settings import expand_path
 from .loop import LOG_NAME, train
 from .loop_config import LoopConfig
 from .multi_crop import CropConfig, MultiCrop
 from .rq_dino_codes import PictureCodes
-from .rq_dino_weights import load_start, named_backbone
+from .rq_dino_weights import is_pretrained, load_start, named_backbone
 from .self_distillation import DistillationConfig, SelfDistillation
 from .streams import unique_codes
 
@@ -133,8 +135,11 @@ def train_rq_dino(config: RQDinoTrainingConfig, source: str | Path, output: str 
         seed: seed of initialisation, crops, sample order and k-means.
 
     Raises:
-        CEMGError: no pictures, an unknown backbone, sizes that it cannot take, or the time budget ended before the training.
+        CEMGError: several processes, no pictures, more items than codes, an unknown backbone, sizes that it cannot take, or the time budget
+            ended before the training.
     """
+    if PartialState().num_processes > 1:
+        raise CEMGError("rq-dino: trains in one process; start it without `accelerate launch` or `torchrun`")
     output = Path(output)
     settings = asdict(config)
     settings["loop"] = config.loop.trajectory()
@@ -152,10 +157,8 @@ def train_rq_dino(config: RQDinoTrainingConfig, source: str | Path, output: str 
     rows = _Rows(len(pictures), config.passes)
     steps = config.loop.epochs * -(-len(rows) // config.loop.batch_size)
     # Channels last is the layout convolutions are fastest in.
-    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    network = SelfDistillation(
-        model, pictures, MultiCrop(config.crops), config.distillation, config.loop.epochs, min(steps, config.loop.max_steps or steps)
-    )
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
+    network = SelfDistillation(model, pictures, MultiCrop(config.crops), config.distillation, min(steps, config.loop.max_steps or steps))
     network.to(device).initialise(config.loop.batch_size)
     logger.info(
         "rq-dino: %s, %s parameters, %d pictures on %s",
@@ -174,7 +177,6 @@ def train_rq_dino(config: RQDinoTrainingConfig, source: str | Path, output: str 
         folder=work,
         seed=seed,
         identity=fingerprint(json.dumps(manifest.as_dict(), sort_keys=True)),
-        on_epoch=network.on_epoch,
         on_step=network.on_step,
     )
     if report.stopped_by == "time_budget":
@@ -183,7 +185,7 @@ def train_rq_dino(config: RQDinoTrainingConfig, source: str | Path, output: str 
         )
     found = network.encode()
     with write_folder(output, manifest, started) as scratch:
-        model.cpu().to(memory_format=torch.contiguous_format).save_pretrained(scratch)  # type: ignore[call-overload]
+        model.cpu().to(memory_format=torch.contiguous_format).save_pretrained(scratch)
         quality = _write_codes(scratch, model, pictures, found)
         write_json(scratch / REPORT_NAME, quality | {"unreadable": pictures.unreadable, "training": asdict(report)})
         plot_distillation(report.history, scratch / CURVE_NAME, f"RQ-DINO, {config.backbone}, {len(pictures):,} pictures")
@@ -241,7 +243,8 @@ def format_report(folder: str | Path) -> str:
 
 def _start_fingerprint(config: RQDinoTrainingConfig) -> dict[str, str]:
     """Of the files that the backbone starts from, where they are local."""
-    local = {name: Path(place).expanduser() for name, place in (("backbone", config.backbone), ("weights", config.weights)) if place}
+    places = {"backbone": config.backbone if is_pretrained(config.backbone) else None, "weights": config.weights}
+    local = {name: Path(expand_path(place, name)) for name, place in places.items() if place is not None}
     return {name: fingerprint_path(path) for name, path in local.items() if path.exists()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +10,32 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision import models
-from transformers import AutoConfig, AutoModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 
 from ..errors import CEMGError
 from ..models.rq_dino.backbones_rq_dino import TORCHVISION
 from ..settings import expand_path
 
 
+def is_pretrained(name: str) -> bool:
+    """Whether a backbone is a folder or Hub id of transformers, with weights, rather than a kind of network known by name."""
+    return name not in TORCHVISION and name not in CONFIG_MAPPING and ("/" in name or Path(name).is_dir())
+
+
 def named_backbone(name: str, settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """A backbone as `RQDinoConfig` names it: that of a folder or Hub id by its model type and configuration.
 
     Raises:
-        CEMGError: no such folder or repository, or settings for a network that brings its own.
+        CEMGError: no such folder or repository, settings for a network that brings its own, or settings that it does not have.
     """
-    if not _is_pretrained(name):
+    if not is_pretrained(name):
+        if settings and name in CONFIG_MAPPING:
+            known = AutoConfig.for_model(name).to_dict()
+            unknown = sorted(settings.keys() - known.keys())
+            if unknown:  # transformers would take them and do nothing
+                near = get_close_matches(unknown[0], known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"see the configuration of {name} in transformers"
+                raise CEMGError(f"backbone_settings: {name} has no {unknown[0]!r}; {hint}")
         return name, settings
     if settings:
         raise CEMGError(f"backbone_settings: {name} brings its own configuration; leave them out")
@@ -30,7 +43,8 @@ def named_backbone(name: str, settings: dict[str, Any]) -> tuple[str, dict[str, 
         config = AutoConfig.from_pretrained(_place(name))
     except (OSError, ValueError) as error:
         raise CEMGError(f"backbone = {name!r}: no model of transformers there ({' '.join(str(error).split())[:200]})") from error
-    return str(config.model_type), config.to_diff_dict()
+    about_the_file = ("model_type", "architectures", "transformers_version", "dtype")
+    return str(config.model_type), {key: value for key, value in config.to_diff_dict().items() if key not in about_the_file}
 
 
 def load_start(network: nn.Module, backbone: str, weights: str | None) -> None:
@@ -39,7 +53,7 @@ def load_start(network: nn.Module, backbone: str, weights: str | None) -> None:
     Raises:
         CEMGError: weights for a transformers model, no such weights, or weights of another network.
     """
-    if _is_pretrained(backbone):
+    if is_pretrained(backbone):
         if weights is not None:
             raise CEMGError(f"weights = {weights!r}: {backbone} brings its own; leave it out")
         _load(network, dict(AutoModel.from_pretrained(_place(backbone)).state_dict()), backbone)
@@ -71,10 +85,6 @@ def _load(network: nn.Module, state: dict[str, Tensor], source: str) -> None:
     if wrong:
         raise CEMGError(f"{source}: {wrong[0]} is missing or has another shape than in the backbone; give the weights of that network")
     network.load_state_dict({name: state[name].to(value) for name, value in wanted.items()})
-
-
-def _is_pretrained(name: str) -> bool:
-    return "/" in name or Path(name).is_dir()
 
 
 def _place(name: str) -> str:

@@ -45,15 +45,18 @@ class DistillationConfig:
     bottleneck_dim: int = field(default=128, metadata={"help": "Width before the prototypes (DINO: 256)."})
     student_temperature: float = field(default=0.1, metadata={"help": "Temperature of the student's softmax."})
     teacher_temperature: float = field(
-        default=0.07, metadata={"help": "Temperature of the teacher's softmax after its warm-up; sharpening."}
+        default=0.04,
+        metadata={"help": "Temperature of the teacher's softmax after its warm-up; sharpening. DINO's long trainings go to 0.07."},
     )
     warmup_teacher_temperature: float = field(default=0.04, metadata={"help": "The same at the start."})
-    teacher_warmup_ratio: float = field(default=0.3, metadata={"help": "Share of the epochs over which it rises."})
+    teacher_warmup_ratio: float = field(default=0.3, metadata={"help": "Share of all steps over which it rises."})
     center_momentum: float = field(default=0.9, metadata={"help": "Momentum of the mean that the teacher's outputs are centred by."})
     teacher_momentum: float = field(
         default=0.996, metadata={"help": "Momentum of the teacher's weights at the start; rises to 1 by a cosine."}
     )
-    freeze_last_layer_epochs: int = field(default=1, metadata={"help": "Epochs in which the student's prototypes stay as they are."})
+    freeze_last_layer_ratio: float = field(
+        default=0.01, metadata={"help": "Share of all steps, at the start, in which the student's prototypes stay as they are."}
+    )
     quantise_student: bool = field(
         default=True, metadata={"help": "False is plain DINO: the codebooks follow, but the student does not see them."}
     )
@@ -72,7 +75,7 @@ class DistillationConfig:
         for name in ("center_momentum", "teacher_momentum", "codebook_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise CEMGError(f"distillation.{name} = {getattr(self, name)}: must lie in [0, 1)")
-        for name in ("teacher_warmup_ratio", "freeze_last_layer_epochs", "commitment", "diversity"):
+        for name in ("teacher_warmup_ratio", "freeze_last_layer_ratio", "commitment", "diversity"):
             if getattr(self, name) < 0:
                 raise CEMGError(f"distillation.{name} = {getattr(self, name)}: must be at least 0")
 
@@ -96,7 +99,7 @@ class PrototypeHead(nn.Module):
                 nn.init.zeros_(layer.bias)
         self.prototypes = nn.Parameter(torch.randn(config.prototypes, config.bottleneck_dim))
 
-    def forward(self, latent: Tensor, frozen: float = 0.0) -> Tensor:
+    def forward(self, latent: Tensor, frozen: Tensor | float = 0.0) -> Tensor:
         """Cosines in float32; `frozen` is the share of the prototypes' gradient that is held back."""
         prototypes = functional.normalize(self.prototypes, dim=1)
         # Held back by a factor and not by requires_grad: data parallelism waits for the gradient of every parameter.
@@ -110,24 +113,23 @@ class PrototypeHead(nn.Module):
 class SelfDistillation(nn.Module):
     """Student with heads and quantiser, its teacher, and the loss of both; trained by `loop.train`.
 
-    The loop has to call `on_epoch` and `on_step`. All that changes besides the student's weights is in the state dict, so a checkpoint
+    The loop has to call `on_step`. All that changes besides the student's weights is in the state dict, so a checkpoint
     holds it.
     """
 
     center: Tensor
+    steps: Tensor
 
-    def __init__(
-        self, student: RQDinoModel, pictures: Pictures, crops: MultiCrop, config: DistillationConfig, epochs: int, total_steps: int
-    ) -> None:
+    def __init__(self, student: RQDinoModel, pictures: Pictures, crops: MultiCrop, config: DistillationConfig, total_steps: int) -> None:
         super().__init__()
-        self.config, self.epochs, self.total_steps, self.pictures, self.crops = config, epochs, total_steps, pictures, crops
+        self.config, self.total_steps, self.pictures, self.crops = config, total_steps, pictures, crops
         self.student = student
         self.student_head = PrototypeHead(student.config.latent_dim, config)
         self.teacher = copy.deepcopy(student.encoder).requires_grad_(False)
         self.teacher_head = copy.deepcopy(self.student_head).requires_grad_(False)
         self.register_buffer("center", torch.zeros(config.prototypes))
+        self.register_buffer("steps", torch.zeros(()))  # done; schedules read it on the device, where nothing waits for it
         self.averages = MovingAverageCodebooks(student.quantiser, config.codebook_decay, PICTURES_AT_ONCE)
-        self.epoch = 0
         self._seen: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 
     @property
@@ -175,7 +177,7 @@ class SelfDistillation(nn.Module):
         latent = torch.cat([self.student.encoder(part) for part in crops if len(part)])
         found = self.student.quantise(latent)
         shown = latent + (found.quantised - latent).detach() if self.config.quantise_student else latent
-        frozen = 1.0 if self.epoch < self.config.freeze_last_layer_epochs else 0.0
+        frozen = (self.steps < self.config.freeze_last_layer_ratio * self.total_steps).float()
         predicted = self.student_head(shown, frozen).unflatten(0, (-1, count))
         with torch.autocast(self.device.type, enabled=False):
             loss = (self._distance(said.unflatten(0, (2, count)), predicted) * real).sum() + self._extra(found) * real.sum()
@@ -204,18 +206,15 @@ class SelfDistillation(nn.Module):
         return ((said - self.center) / self.teacher_temperature).softmax(-1)
 
     @property
-    def teacher_temperature(self) -> float:
-        """Of the epoch under way."""
+    def teacher_temperature(self) -> Tensor:
+        """Of the next step."""
         start, end = self.config.warmup_teacher_temperature, self.config.teacher_temperature
-        return start + (end - start) * min(1.0, self.epoch / max(1e-9, self.config.teacher_warmup_ratio * self.epochs))
-
-    def on_epoch(self, epoch: int) -> None:
-        """Schedules that go by epochs; from 0."""
-        self.epoch = epoch
+        return start + (end - start) * (self.steps / max(1e-9, self.config.teacher_warmup_ratio * self.total_steps)).clamp(max=1)
 
     @torch.no_grad()
     def on_step(self, step: int) -> None:
         """After optimizer step `step` (from 1): teacher, centre and codebooks follow."""
+        self.steps.fill_(step)
         momentum = 1 - (1 - self.config.teacher_momentum) * (math.cos(math.pi * step / self.total_steps) + 1) / 2
         for teacher, student in ((self.teacher, self.student.encoder), (self.teacher_head, self.student_head)):
             torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - momentum)
@@ -256,23 +255,23 @@ class SelfDistillation(nn.Module):
         latent, codes = found["latent"], found["codes"]
         levels = [level_report(column, self.student.config.codebook_size) for column in codes.T]
         variance = (latent - latent.mean(0)).square().sum()
-        targets = torch.cat([self._targets(rows) for rows in self._parts()])
+        # Summed up part by part: of all pictures at once, DINO's 65,536 prototypes would be more than memory holds.
+        entropy, total = 0.0, torch.zeros(self.config.prototypes)
+        for rows in self._parts():
+            pixels = self.student.preprocess(self.pictures.batch(rows, self.device)[0])
+            targets = self._sharpened(self.teacher_head(self.teacher(pixels))).cpu()
+            entropy += _entropy(targets).sum().item()
+            total += targets.sum(0)
         self.train(was_training)
-        mean = targets.mean(0)
-        most = math.log(max(2, self.config.prototypes))
+        count = len(self.pictures)
         return {
             "perplexity": _mean(level["perplexity"] for level in levels),
             "used_codes": _mean(level["used_codes"] for level in levels),
             "collision_rate": collision_rate(codes),
             "quantisation_error": ((latent - quantised).square().sum() / variance.clamp_min(1e-12)).item(),
-            "target_entropy": (_entropy(targets).mean() / most).item(),
-            "prototypes_used": (_entropy(mean).exp() / self.config.prototypes).item(),
+            "target_entropy": entropy / count / math.log(max(2, self.config.prototypes)),
+            "prototypes_used": (_entropy(total / count).exp() / self.config.prototypes).item(),
         }
-
-    def _targets(self, rows: Tensor) -> Tensor:
-        """(B, P) what the teacher says of whole pictures, centred and sharpened."""
-        pixels = self.student.preprocess(self.pictures.batch(rows, self.device)[0])
-        return self._sharpened(self.teacher_head(self.teacher(pixels))).cpu()
 
     def _parts(self) -> tuple[Tensor, ...]:
         return torch.arange(len(self.pictures)).split(PICTURES_AT_ONCE)

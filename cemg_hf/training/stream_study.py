@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,8 @@ from .study_variants import CEMG, Variant
 
 if TYPE_CHECKING:
     from ..recipes import Recipe
+
+logger = logging.getLogger(__name__)
 
 COLLISIONS = ("collision_rate_before_last_level", "collision_rate_before", "moved_share")
 
@@ -42,21 +46,25 @@ def measure(recipe: Recipe, variant: Variant, run: Path, command: str) -> dict[s
         run: folder of the finished run.
         command: recorded in evaluations.
 
-    Returns: `left_out`: part → slice → metric → value; `cost`, `latency` and `step`: name → value, as far as they were asked for.
-
-    Raises:
-        OutOfTime: something was not measured yet, and the time of this call is used up.
+    Returns: `left_out`: part → slice → metric → value; `memory`, `latency` and `step`: name → value. What was not asked for is left out,
+    and what was not measured before the time of this call was used up.
     """
     folders = {stage: run / name for stage, name in FOLDERS.items()}
-    found: dict[str, Any] = {}
+    asked: dict[str, Callable[[], Any]] = {}
     if LEFT_OUT in variant.tables and recipe.streams is not None:
         streams = json.loads((run / METRICS_NAME).read_text(encoding="utf-8"))["tokenizer"]["streams"]
-        found["left_out"] = {part: _without(recipe, folders, part, hidden, command) for part, hidden in left_out(list(streams)).items()}
+        asked |= {part: partial(_without, recipe, folders, part, hidden, command) for part, hidden in left_out(list(streams)).items()}
     if "cost" in variant.tables:
-        found["latency"] = measure_latency(recipe, folders, run / "latency")
-        found["cost"] = measure_footprint(recipe, folders, run / "footprint")
+        asked["latency"] = partial(measure_latency, recipe, folders, run / "latency")
+        asked["memory"] = partial(measure_footprint, recipe, folders, run / "footprint")
     if recipe.family == CEMG and {"cost", "softmax"} & set(variant.tables):
-        found["step"] = measure_steps(recipe, folders, run / "steps")
+        asked["step"] = partial(measure_steps, recipe, folders, run / "steps")
+    found: dict[str, Any] = {LEFT_OUT: {}}
+    for name, take in asked.items():
+        try:
+            (found[LEFT_OUT] if name.startswith(WITHOUT) else found)[name] = take()
+        except OutOfTime as error:
+            logger.info("%s: %s", name, error)
     return found
 
 
@@ -85,9 +93,9 @@ def slices_of(envelope: Mapping[str, Any], found: Mapping[str, Any], parts: Mapp
     seconds = envelope["seconds_by_stage"]
     spent = {"train_seconds": seconds.get("finetune", seconds.get("train")), "codes_seconds": seconds.get("tokenize", 0.0)}
     spent["vectors_seconds"] = seconds.get("encode", 0.0)
-    whole = {**parts[""], **collisions(envelope.get("tokenizer", {})), "cost": spent | dict(found.get("cost", {}))}
-    whole |= {name: found[name] for name in ("latency", "step") if name in found}
-    return {**parts, "": whole, **found.get("left_out", {})}
+    whole = {**parts[""], **collisions(envelope.get("tokenizer", {})), "cost": spent}
+    whole |= {name: found[name] for name in ("memory", "latency", "step") if name in found}
+    return {**parts, "": whole, **found[LEFT_OUT]}
 
 
 def collisions(report: Mapping[str, Any]) -> dict[str, dict[str, float | int | None]]:

@@ -29,7 +29,7 @@ from .latency import LatencyConfig, measure_latency
 from .pipeline import FOLDERS, STAGES, run
 from .stage_store import SHARED_STAGES, StageStore
 from .stream_study import measure, paired_tests, slices_of
-from .study_variants import MSCGREC, SWEEPS, Variant, ablated, compared, streamed, swept
+from .study_variants import MSCGREC, STREAM_SYSTEMS, SWEEPS, Variant, ablated, compared, streamed, swept
 from .systems import stages_of
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,8 @@ class StudyConfig:
             raise CEMGError(f"question: {self.question!r} is unknown; choose one of {', '.join(QUESTIONS)}")
         if not self.recipes:
             raise CEMGError("recipes: none given; name at least one recipe or YAML file")
-        for option, given, known in (("systems", self.systems, system_names()), ("sweep", self.sweeps, list(SWEEPS))):
+        systems = list(STREAM_SYSTEMS) if self.question == STREAMS else system_names()
+        for option, given, known in (("systems", self.systems, systems), ("sweep", self.sweeps, list(SWEEPS))):
             unknown = [name for name in given if name not in known]
             if unknown:
                 raise CEMGError(f"{option}: {unknown[0]!r} is unknown; choose among {', '.join(known)}")
@@ -186,7 +187,7 @@ class Study:
             return swept(recipe, config.sweeps or list(SWEEPS))
         if config.question == STREAMS:
             asked = streamed(lambda system: self._recipe(source, Variant(system, system), 0), self._modalities(source, MSCGREC))
-            return [variant for variant in asked if variant.system in (config.systems or system_names())]
+            return [variant for variant in asked if variant.system in (config.systems or STREAM_SYSTEMS)]
         return compared(config.systems or system_names())
 
     def _modalities(self, source: str, system: str = CEMG) -> list[str]:
@@ -264,7 +265,7 @@ class Study:
                 if missing:
                     rows.setdefault(name, about | {"seeds": []})
                     not_run[name] = {"seeds": missing, "reason": self.failed.get(key, "out of time")}
-        mean, std = over_seeds(values)
+        mean, std = over_seeds({row: _in_common(seeds) for row, seeds in values.items()})
         several = {row: std[row] for row in std if len(values[row]) > 1}
         return result_envelope(
             mean,
@@ -321,6 +322,11 @@ class Study:
         if self.config.question in ("rq3", STREAMS):
             about["latency"] = asdict(LatencyConfig()) | {"threads": torch.get_num_threads()}
         return about
+
+
+def _in_common(seeds: Sequence[SliceValues]) -> list[SliceValues]:
+    """The slices that were measured under every seed."""
+    return [{part: one[part] for part in one if all(part in other for other in seeds)} for one in seeds]
 
 
 def run_study(config: StudyConfig, command: str = "") -> dict[str, Any]:

@@ -20,6 +20,8 @@ CEMG, MSCGREC = "cemg", "mscgrec"
 SASREC, SASREC_CONTENT = "sasrec", "sasrec-content"
 WITH_SOFTMAX = (MSCGREC, CEMG, "tiger", "letter")
 """Systems that are trained under both softmaxes."""
+STREAM_SYSTEMS = (*WITH_SOFTMAX, SASREC, SASREC_CONTENT)
+"""Systems that the question of code streams is about."""
 EQUAL_THIRDS = 0.7071
 """Factor on the collaborative vector under which it weighs as much as image and text, which have half of a squared norm of d each."""
 SWEEPS: Mapping[str, tuple[str, tuple[float, ...]]] = {

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from study_samples import streams_study
 
-from study_samples import accuracy, streams_study
+from cemg_hf.evaluation.stream_tables import TABLES, recipe_tables, stands_in
 
-from cemg_hf.evaluation.stream_tables import CODES, TABLES, format_streams, recipe_tables, stands_in
+
+def tables() -> str:
+    return "\n".join(recipe_tables(streams_study(), "shop"))
 
 
 def block(text: str, title: str) -> list[list[str]]:
@@ -20,7 +22,7 @@ def named(rows: list[list[str]]) -> dict[str, dict[str, str]]:
 
 
 def test_rows_stand_in_their_tables_only() -> None:
-    text = format_streams(streams_study())
+    text = tables()
     assert set(named(block(text, TABLES["written"]))) == {"mscgrec", "mscgrec, text written"}
     assert set(named(block(text, TABLES["left_out"]))) == {"mscgrec", "mscgrec, without text"}
     assert list(named(block(text, TABLES["softmax"]))) == ["mscgrec", "mscgrec, softmax over all codes", "cemg", "cemg, codes only"]
@@ -29,7 +31,7 @@ def test_rows_stand_in_their_tables_only() -> None:
 
 
 def test_accuracy_has_its_spread_and_the_test_of_users() -> None:
-    rows = named(block(format_streams(streams_study()), TABLES["written"]))
+    rows = named(block(tables(), TABLES["written"]))
     other = rows["mscgrec, text written"]
     assert other["NDCG@10, history excluded"] == "0.2000 ± 0.0050"
     assert other["seeds"] == "1, 2"
@@ -38,7 +40,7 @@ def test_accuracy_has_its_spread_and_the_test_of_users() -> None:
 
 
 def test_steps_and_costs_have_their_units() -> None:
-    text = format_streams(streams_study())
+    text = tables()
     softmax = named(block(text, TABLES["softmax"]))
     assert softmax["mscgrec"]["ms per training step"] == "120"
     assert softmax["mscgrec"]["what the permissible softmax adds to a step"] == "+4.0%"
@@ -49,7 +51,7 @@ def test_steps_and_costs_have_their_units() -> None:
 
 
 def test_codes_are_listed_once() -> None:
-    rows = block(format_streams(streams_study()), "Items that share codes before the separating level")
+    rows = block(tables(), "Items that share codes before the separating level")
     assert [row[:2] for row in rows[1:]] == [["mscgrec", "collaborative"], ["mscgrec", "text"], ["cemg", "everything"]]
     assert rows[1][2:] == ["200", "12.5%", "2.0%", "1.0%"]
 
@@ -62,15 +64,3 @@ def test_what_was_not_run_says_so_and_empty_tables_are_left_out() -> None:
     assert named(block(text, TABLES["written"]))["mscgrec"]["seeds"] == "not run"
     assert "Items that share codes" not in text
     assert recipe_tables(envelope, "another") == []
-
-
-def test_several_recipes_have_a_heading_each() -> None:
-    envelope: dict[str, Any] = streams_study()
-    assert format_streams(envelope).startswith("### Which stream")
-    envelope["recipes"]["second"] = envelope["recipes"]["shop"]
-    envelope["rows"]["second, mscgrec"] = envelope["rows"]["mscgrec"] | {"recipe": "second"}
-    envelope["metrics"]["second, mscgrec"] = accuracy(0.1) | {f"{CODES}text": {"items": 7}}
-    text = format_streams(envelope)
-    assert text.startswith("### shop\n\n#### Which stream")
-    assert "\n### second\n\n#### Which stream" in text
-    assert "| mscgrec | text | 7 | – | – | – |" in text

@@ -10,7 +10,7 @@ from PIL import Image
 from study_samples import accuracy, streams_study, study
 
 from cemg_hf.evaluation.study_plots import plot_study
-from cemg_hf.evaluation.study_report import QUESTIONS, format_study
+from cemg_hf.evaluation.study_report import QUESTIONS, format_streams, format_study
 from cemg_hf.training.study_variants import Variant
 
 CEMG, TIGER = Variant("cemg"), Variant("tiger", "tiger")
@@ -48,7 +48,7 @@ def cells(text: str, name: str) -> list[str]:
 def test_ablations_are_measured_from_the_same_part_of_full_cemg() -> None:
     text = format_study(ablations())
     assert text.startswith(
-        "# RQ2: what each part is worth\n\n## shop\n\nA shop. Budget of CEMG: T5 of width 16, at most 2 epochs; with `fin"
+        "# RQ2, what each part is worth\n\n## shop\n\nA shop. Budget of CEMG: T5 of width 16, at most 2 epochs; with `fin"
     )
     assert cells(text, "Variant")[-1] == "Δ NDCG@10, history excluded"
     assert cells(text, "cemg") == ["cemg", "1, 2", *["0.3000 ± 0.0050"] * 4, ""]
@@ -68,7 +68,7 @@ def test_times_have_their_units_and_the_papers_beside_them() -> None:
 
 def test_code_streams_have_tables_of_their_own() -> None:
     text = format_study(streams_study())
-    assert text.startswith("# STREAMS: code streams, one code, or none\n\n## shop\n\nA shop. Budget of CEMG")
+    assert text.startswith("# Code streams, one code, or none\n\n## shop\n\nA shop. Budget of CEMG")
     assert "### Which stream the decoder writes" in text
     assert "median of 20 batches" in text
     assert "The paper, on an A100" not in text
@@ -99,3 +99,17 @@ def test_a_question_without_any_result_still_has_a_figure(tmp_path: Path) -> Non
         envelope = study(question, {}, missing=(variant,), **extra)
         plot_study(envelope, tmp_path / f"{question}.svg")
         assert "not run" in format_study(envelope)
+
+
+def test_tables_for_a_page_have_a_heading_per_recipe_where_there_are_several() -> None:
+    envelope: dict[str, Any] = streams_study()
+    text = format_streams(envelope)
+    assert text.startswith("A shop. Budget of CEMG: T5 of width 16, at most 2 epochs")
+    assert "\n### Which stream" in text
+    envelope["recipes"]["second"] = envelope["recipes"]["shop"]
+    envelope["rows"]["second, mscgrec"] = envelope["rows"]["mscgrec"] | {"recipe": "second"}
+    envelope["metrics"]["second, mscgrec"] = accuracy(0.1) | {"codes_text": {"items": 7}}
+    text = format_streams(envelope)
+    assert text.startswith("### shop\n\nA shop.")
+    assert "\n#### Which stream" in text.partition("\n### second\n\nA shop.")[2]
+    assert "| mscgrec | text | 7 | – | – | – |" in text

@@ -94,7 +94,8 @@ def run(folder: Path, dropout: float = 0.0, samples: int = 61, **settings: Any) 
     dataset = settings.pop("dataset", None) or Walks(samples)
     model = settings.pop("model", None) or new_model(dropout)
     arguments = {"evaluate": Accuracy(), "seed": 5, "lengths": dataset.lengths}
-    arguments |= {name: settings.pop(name) for name in ("evaluate", "seed", "lengths", "accelerator", "identity") if name in settings}
+    others = ("evaluate", "seed", "lengths", "accelerator", "identity", "on_step")
+    arguments |= {name: settings.pop(name) for name in others if name in settings}
     config = LoopConfig(**{"epochs": 3, "batch_size": 8, "learning_rate": 0.01, "log_every_steps": 5} | settings)
     return model, train(model, config=config, dataset=dataset, collate_fn=collate, folder=folder, **arguments)
 

@@ -468,6 +468,24 @@ def test_without_evaluation_the_last_weights_stay(tmp_path: Path) -> None:
     assert_same_weights(weights_of(model), {name: reference.calls[-1][name] for name in weights_of(model)})
 
 
+def test_without_a_metric_the_last_of_the_evaluated_weights_stay(tmp_path: Path) -> None:
+    falling = Scripted([0.3, 0.2, 0.1])
+    model, report = loop_task.run(tmp_path, metric_for_best="", patience=1, evaluate=falling)
+    assert report.best_epoch == 3
+    assert_same_weights(weights_of(model), {name: falling.calls[-1][name] for name in weights_of(model)})
+    finished, _ = loop_task.run(tmp_path, metric_for_best="", patience=1, evaluate=falling)
+    assert_same_weights(weights_of(model), weights_of(finished))
+
+
+def test_every_step_is_told_with_its_number_also_after_a_restart(tmp_path: Path) -> None:
+    told: list[int] = []
+    for _ in range(20):
+        _, report = loop_task.run(tmp_path, epochs=2, time_budget_s=0.0, on_step=told.append)
+        if report.stopped_by != "time_budget":
+            break
+    assert told == list(range(1, report.steps + 1))
+
+
 def test_average_of_weights(tmp_path: Path) -> None:
     """What is evaluated and returned follows the recursion on the weights of the very same run without averaging."""
     plain = Scripted([0.1, 0.2, 0.3, 0.4])

@@ -95,7 +95,7 @@ def test_a_run_that_was_stopped_ends_like_one_that_was_not(tmp_path: Path) -> No
     changes: dict[str, Any] = {"loop__epochs": 3, "codebook_size": 8}
     whole = train_rq_dino(tiny_settings(**changes), pictures, tmp_path / "whole", seed=3)
     parts = tmp_path / "parts"
-    for _ in range(3 * 3 - 1):  # a step a call; the last call also writes the folder
+    for _ in range(3 * (3 + 1) - 1):  # a call does a step, or ends an epoch; the last one also writes the folder
         with pytest.raises(CEMGError, match="run the same command again"):
             train_rq_dino(tiny_settings(**changes, loop__time_budget_s=0.0), pictures, parts, seed=3)
     train_rq_dino(tiny_settings(**changes, loop__time_budget_s=0.0), pictures, parts, seed=3)

@@ -18,14 +18,14 @@ def network(tmp_path: Path, **changes: object) -> SelfDistillation:
     torch.manual_seed(0)
     config = tiny_settings(**changes)
     pictures = read_pictures(write_pictures(tmp_path / "pictures"), config.stored)
-    found = SelfDistillation(build_model(config), pictures, MultiCrop(config.crops), config.distillation, epochs=10, total_steps=40)
+    found = SelfDistillation(build_model(config), pictures, MultiCrop(config.crops), config.distillation, total_steps=40)
     found.initialise(8)
     return found.train()
 
 
 def test_gradient_reaches_student_and_head_but_neither_teacher_nor_code_vectors(tmp_path: Path) -> None:
     model = network(tmp_path)
-    model.on_epoch(1)
+    model.steps.fill_(1)
     model(torch.arange(8), 8).loss.backward()
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad == (not name.startswith("teacher"))
@@ -49,11 +49,11 @@ def test_the_students_prediction_is_made_from_its_code_vectors(tmp_path: Path) -
         assert (shown[0].std(0).max() < 1e-6) == quantised
 
 
-def test_prototypes_are_held_back_in_the_first_epoch_only(tmp_path: Path) -> None:
-    model = network(tmp_path)
-    for epoch, moves in ((0, False), (1, True)):
+def test_prototypes_are_held_back_at_the_start_only(tmp_path: Path) -> None:
+    model = network(tmp_path, distillation__freeze_last_layer_ratio=0.1)
+    for step, moves in ((0, False), (3, False), (4, True)):
         model.zero_grad()
-        model.on_epoch(epoch)
+        model.steps.fill_(step)
         model(torch.arange(8), 8).loss.backward()
         assert bool(model.student_head.prototypes.grad.abs().max() > 0) == moves  # type: ignore[union-attr]
 
@@ -92,20 +92,21 @@ def test_the_loss_of_a_batch_is_its_pictures_sum_and_fillers_count_nothing(tmp_p
 
     def loss(rows: list[int]) -> float:
         torch.manual_seed(5)
-        return float(model(torch.tensor(rows), 4).loss)
+        return model(torch.tensor(rows), 4).loss.item()
 
     whole = loss([0, 1, 2, 3])
     assert loss([0, 1, 2, -100]) < whole
     assert loss([-100] * 4) == 0
 
 
-def test_temperature_rises_with_the_epochs_and_then_stays(tmp_path: Path) -> None:
-    model = network(tmp_path)
+def test_temperature_rises_with_the_steps_and_then_stays(tmp_path: Path) -> None:
+    model = network(tmp_path, distillation__teacher_temperature=0.07)
     found = []
-    for epoch in range(6):
-        model.on_epoch(epoch)
-        found.append(model.teacher_temperature)
-    assert found == pytest.approx([0.04, 0.05, 0.06, 0.07, 0.07, 0.07])
+    for step in (1, 4, 8, 12, 13, 40):
+        model(torch.arange(4), 4)
+        model.on_step(step)
+        found.append(model.teacher_temperature.item())
+    assert found == pytest.approx([0.0425, 0.05, 0.06, 0.07, 0.07, 0.07])
 
 
 def test_measurements_are_shares_and_leave_the_mode_alone(tmp_path: Path) -> None:

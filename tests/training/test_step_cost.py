@@ -43,7 +43,7 @@ def test_steps_train_under_either_softmax_on_batches_from_all_over_an_epoch(trai
     assert tower is not None
     teacher = tower.item_embedding.weight.detach().clone()
     for constrained in (False, True):
-        assert step(batches[0], constrained) > 0
+        assert min(step(batches[0], constrained)) > 0
         assert step.model.config.constrained_softmax == constrained
     assert (step.model.shared.weight != before).any()
     assert (tower.item_embedding.weight == teacher).all(), "the teacher is not trained"

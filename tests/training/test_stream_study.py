@@ -90,12 +90,12 @@ def test_histories_without_a_stream_are_no_new_training(answer: dict[str, Any], 
 def test_costs_are_those_of_the_model_and_of_a_request(answer: dict[str, Any]) -> None:
     mscgrec, sasrec = (answer["metrics"][row] for row in ("mscgrec", "sasrec"))
     for row in (mscgrec, sasrec):
-        assert row["cost"]["weights_bytes"] >= 4 * row["cost"]["parameters"] > 0
-        assert row["cost"]["batch_64_bytes"] > row["cost"]["batch_1_bytes"] > 0
+        assert row["memory"]["weights_bytes"] >= 4 * row["memory"]["parameters"] > 0
+        assert row["memory"]["batch_64_bytes"] > row["memory"]["batch_1_bytes"] > 0
         assert row["cost"]["train_seconds"] > 0
         assert row["latency"]["batch_1_ms"] > 0
-    assert sasrec["cost"]["index_bytes"] == 4 * 24 * 8, "items × width, in single precision"
-    assert mscgrec["cost"]["batch_1_bytes"] > sasrec["cost"]["batch_1_bytes"]
+    assert sasrec["memory"]["index_bytes"] == 4 * 24 * 8, "items × width, in single precision"
+    assert mscgrec["memory"]["batch_1_bytes"] > sasrec["memory"]["batch_1_bytes"]
     assert mscgrec["step"]["ms"] == mscgrec["step"]["permissible_ms"]
     free = answer["metrics"]["mscgrec, softmax over all codes"]["step"]
     assert free["ms"] == free["all_codes_ms"]
@@ -135,6 +135,17 @@ def test_what_was_measured_is_read(shop: Path, output: Path, answer: dict[str, A
     again = run_study(StudyConfig("streams", [str(shop)], output, SYSTEMS, assignments=QUICK), "cemg study streams")
     assert again["metrics"] == answer["metrics"]
     assert again["pairs"] == answer["pairs"]
+
+
+def test_without_time_what_is_there_is_shown(shop: Path, output: Path, answer: dict[str, Any]) -> None:
+    run = output / "shop" / "mscgrec" / "seed-1"
+    shutil.rmtree(run / "latency")
+    shutil.rmtree(evaluation_of(run, "without text"))
+    late = run_study(StudyConfig("streams", [str(shop)], output, SYSTEMS, assignments=QUICK, time_budget_s=0), "cemg study streams")
+    assert set(answer["rows"]) - set(late["rows"]) == {"mscgrec, without text"}
+    assert "latency" not in late["metrics"]["mscgrec"]
+    assert late["metrics"]["mscgrec"]["memory"] == answer["metrics"]["mscgrec"]["memory"]
+    assert late["not_run"] == {}
 
 
 def test_two_seeds_have_a_spread_and_users_are_paired_over_both(shop: Path, output: Path) -> None:

@@ -460,3 +460,52 @@ def test_it_runs_to_its_metrics_and_is_exported(tmp_path: Path) -> None:
     assert "auto_map" not in json.loads((tmp_path / "hub" / "config.json").read_text())
     assert not list((tmp_path / "hub").glob("*.py"))
     assert "import cemg_hf" in (tmp_path / "hub" / "README.md").read_text()
+
+
+def picture_codes(levels: int = 3, size: int = 6) -> PictureCodes:
+    """Codes of pictures of all items but two, in an order of their own, and of one that the catalogue does not know."""
+    torch.manual_seed(5)
+    ids = ["stranger", *(f"i{item}" for item in reversed(range(ITEMS)) if item not in (2, 7))]
+    codebooks = torch.randn(levels, size, 3)
+    codes = torch.randint(size, (len(ids), levels))
+    latent = sum(book[column] for book, column in zip(codebooks, codes.T, strict=True)) + 0.01 * torch.randn(len(ids), 3)
+    return PictureCodes(ids, codes, latent, torch.ones(len(ids), dtype=torch.bool), codebooks)
+
+
+@pytest.mark.parametrize("names", [NAMES, ("collaborative", "text")])
+def test_picture_codes_take_the_place_of_the_image_quantiser(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """Also where the features hold no image vectors."""
+    features(names).save(tmp_path / "features")
+    coded = picture_codes()
+    (tmp_path / "pictures").mkdir()
+    coded.save(tmp_path / "pictures")
+    streams = StreamsConfig(image_codes=str(tmp_path / "pictures"))
+    folder = tokenize_streams(streams, CODES, tmp_path / "features", tmp_path / "tokenizer", 0)
+    tokenizer = MSCGRecTokenizer.from_pretrained(folder)
+    assert tokenizer.streams == list(NAMES)
+    image = tokenizer.stream_codes[:, 2]
+    assert tokenizer.stream_mask[:, 2].logical_not().nonzero().ravel().tolist() == [2, 7]
+    assert len(image.unique(dim=0)) == ITEMS
+    wanted = coded.of_items(tokenizer.item_ids)
+    first = (wanted.codes[:, :-1] == image[:, :-1]).all(1)[wanted.mask]
+    assert first.double().mean() > 0.9, "codes moved although their branches have room"
+    report = json.loads((folder / REPORT_NAME).read_text())["streams"]["image"]
+    assert (report["source"], report["present"], report["masked"]) == ("rq-dino", ITEMS - 2, 2)
+    torch.testing.assert_close(load_codebooks(folder, ["image"])[0], coded.codebooks)  # type: ignore[index]
+    before = (folder / MANIFEST_NAME).read_text()
+    assert tokenize_streams(streams, CODES, tmp_path / "features", folder, 0) == folder
+    assert (folder / MANIFEST_NAME).read_text() == before
+    replace(coded, codes=coded.codes.flip(0)).save(tmp_path / "pictures")
+    tokenize_streams(streams, CODES, tmp_path / "features", folder, 0)
+    assert (folder / MANIFEST_NAME).read_text() != before, "other picture codes, the same tokenizer"
+
+
+def test_picture_codes_of_another_shape_or_place_are_refused(tmp_path: Path) -> None:
+    features().save(tmp_path / "features")
+    place = tmp_path / "pictures"
+    with pytest.raises(CEMGError, match=r"codes\.safetensors is missing; give a folder written by `cemg rq-dino`"):
+        tokenize_streams(StreamsConfig(image_codes=str(place)), CODES, tmp_path / "features", tmp_path / "tokenizer", 0)
+    place.mkdir()
+    picture_codes(levels=4).save(place)
+    with pytest.raises(CEMGError, match=r"has 4 levels of 6 codes, tokenize 3 of 6"):
+        tokenize_streams(StreamsConfig(image_codes=str(place)), CODES, tmp_path / "features", tmp_path / "tokenizer", 0)

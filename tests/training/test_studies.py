@@ -218,6 +218,12 @@ def test_several_recipes_stand_in_one_answer(shop: Path, output: Path, tmp_path:
         ("rq6", "sample", {}, "question: 'rq6' is unknown; choose one of rq1, rq2"),
         ("rq1", "beuty", {}, "beuty: no such recipe file"),
         ("rq1", "sample", {"systems": ["sasrek"]}, "systems: 'sasrek' is unknown; choose among cemg"),
+        (
+            "streams",
+            "sample",
+            {"systems": ["lightgcn"]},
+            "systems: 'lightgcn' is unknown; choose among mscgrec, cemg, tiger, letter, sasrec",
+        ),
         ("rq4", "sample", {"sweeps": ["N"]}, "sweep: 'N' is unknown; choose among M, K, lambda_q, lambda_d"),
         ("rq1", "sample", {"seeds": 0}, "seeds: 0; at least one is needed"),
         ("rq1", "sample", {"assignments": ["finetune.loop.epoch=1"]}, "did you mean 'epochs'?"),

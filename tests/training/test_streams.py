@@ -206,76 +206,6 @@ def test_settings_of_other_tokenizers_are_refused(shop: Path, tmp_path: Path) ->
             tokenize_streams(StreamsConfig(), replace(CODES, **{name: value}), shop / "features", tmp_path / "tokenizer", 0)  # type: ignore[arg-type]
 
 
-# ---- image codes of RQ-DINO ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Codes as `cemg rq-dino` leaves them, of the items in another order and without the first; two share all codes."""
-    generator = torch.Generator().manual_seed(0)
-    codebooks = torch.randn(3, 6, 5, generator=generator)
-    codes = torch.randint(6, (ITEMS - 1, 3), generator=generator)
-    codes[1] = codes[0]
-    latent = codebooks[torch.arange(3), codes].sum(1) + 0.01 * torch.randn(ITEMS - 1, 5, generator=generator)
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    PictureCodes([f"i{item}" for item in range(ITEMS - 1, 0, -1)], codes, latent, torch.ones(ITEMS - 1, dtype=torch.bool), codebooks).save(
-        folder
-    )
-    return folder
-
-
-def test_image_codes_of_rq_dino_take_the_place_of_the_image_stream(shop: Path, pictures: Path, tmp_path: Path) -> None:
-    streams, output, ordinary = StreamsConfig(image_codes=str(pictures)), tmp_path / "tokenizer", open_tokenizer(shop / "tokenizer")
-    shutil.copytree(shop / "tokenizer", output)  # that of another recipe stands here
-    tokenize_streams(streams, CODES, shop / "features", output, 0)
-    tokenizer = open_tokenizer(output)
-    assert isinstance(tokenizer, MSCGRecTokenizer)
-    assert isinstance(ordinary, MSCGRecTokenizer)
-    assert tokenizer.streams == list(NAMES)
-    assert torch.equal(tokenizer.stream_codes[:, :2], ordinary.stream_codes[:, :2])
-    coded = PictureCodes.load(pictures)
-    assert tokenizer.stream_mask[:, 2].tolist() == [False] + [True] * (ITEMS - 1)
-    assert len(torch.unique(tokenizer.stream_codes[:, 2], dim=0)) == ITEMS
-    nearest = coded.codes.flip(0)
-    assert (tokenizer.stream_codes[1:, 2] == nearest).all(dim=1).sum() > ITEMS // 2, "codes that nobody else has stay as they are"
-    report = json.loads((output / REPORT_NAME).read_text())
-    assert (report["streams"]["image"]["source"], report["streams"]["image"]["moved"] > 0) == ("rq-dino", True)
-    before = (output / MANIFEST_NAME).stat().st_mtime_ns
-    tokenize_streams(streams, CODES, shop / "features", output, 0)
-    assert (output / MANIFEST_NAME).stat().st_mtime_ns == before
-    # The rest of the package takes it like any other; new items it cannot code, and says so.
-    quick = replace(SMALL, loop=replace(SMALL.loop, epochs=1, eval_every=1))
-    finetune(quick, shop / "dataset", output, tmp_path / "model", 0, replace(streams, decoded="image"))
-    model = load_generator(tmp_path / "model", PreparedDataset.load(shop / "dataset"))
-    assert model.config.streams == ["image", "collaborative", "text"]
-    assert len(model.recommend(["i4"], k=ITEMS)) == ITEMS
-    assert model.tokenizer is not None
-    for closed in (model.tokenizer, tokenizer):
-        with pytest.raises(CEMGError, match=r"cannot be added: this tokenizer holds no networks .* without streams\.image_codes"):
-            add_encoded_items(closed, ["a"], new_items(1, {}), "predicted")
-    assert inspect_tokenizer(output, output=tmp_path / "inspection")["metrics"]["tokenizer"]["items"] == ITEMS
-    # Pictures may lie elsewhere when training is asked for again: the tokenizer is what counts.
-    trained = (tmp_path / "model" / MANIFEST_NAME).stat().st_mtime_ns
-    moved = replace(streams, decoded="image", image_codes=str(tmp_path / "moved"))
-    finetune(quick, shop / "dataset", output, tmp_path / "model", 0, moved)
-    assert (tmp_path / "model" / MANIFEST_NAME).stat().st_mtime_ns == trained
-
-
-def test_image_codes_need_no_image_vectors_and_have_to_fit(pictures: Path, tmp_path: Path) -> None:
-    features(("collaborative", "text")).save(tmp_path / "features")
-    streams = StreamsConfig(image_codes=str(pictures), decoded="image")
-    tokenize_streams(streams, CODES, tmp_path / "features", tmp_path / "tokenizer", 0)
-    assert open_tokenizer(tmp_path / "tokenizer").streams == list(NAMES)  # type: ignore[attr-defined]
-    with pytest.raises(CEMGError, match="has 3 levels of 6 codes, tokenize 3 of 7"):
-        tokenize_streams(streams, replace(CODES, codebook_size=7), tmp_path / "features", tmp_path / "other", 0)
-    with pytest.raises(CEMGError, match="give a folder written by `cemg rq-dino`"):
-        tokenize_streams(replace(streams, image_codes=str(tmp_path)), CODES, tmp_path / "features", tmp_path / "other", 0)
-    (pictures / "item_ids.json").write_text(json.dumps([f"x{item}" for item in range(ITEMS - 1)]))
-    with pytest.raises(CEMGError, match=f"none of the {ITEMS} items has one"):
-        tokenize_streams(streams, CODES, tmp_path / "features", tmp_path / "other", 0)
-
-
 # ---- training and rankings --------------------------------------------------------------------------------------------------------
 
 
@@ -509,3 +439,24 @@ def test_picture_codes_of_another_shape_or_place_are_refused(tmp_path: Path) -> 
     picture_codes(levels=4).save(place)
     with pytest.raises(CEMGError, match=r"has 4 levels of 6 codes, tokenize 3 of 6"):
         tokenize_streams(StreamsConfig(image_codes=str(place)), CODES, tmp_path / "features", tmp_path / "tokenizer", 0)
+
+
+def test_a_model_of_picture_codes_is_trained_and_inspected_and_refuses_new_items(shop: Path, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    picture_codes().save(tmp_path / "pictures")
+    streams = StreamsConfig(image_codes=str(tmp_path / "pictures"), decoded="image")
+    output = tokenize_streams(streams, CODES, shop / "features", tmp_path / "tokenizer", 0)
+    quick = replace(SMALL, loop=replace(SMALL.loop, epochs=1, eval_every=1))
+    finetune(quick, shop / "dataset", output, tmp_path / "model", 0, streams)
+    model = load_generator(tmp_path / "model", PreparedDataset.load(shop / "dataset"))
+    assert model.config.streams == ["image", "collaborative", "text"]
+    assert len(model.recommend(["i4"], k=ITEMS)) == ITEMS
+    assert model.tokenizer is not None
+    for closed in (model.tokenizer, open_tokenizer(output)):
+        with pytest.raises(CEMGError, match=r"cannot be added: this tokenizer holds no networks .* without streams\.image_codes"):
+            add_encoded_items(closed, ["a"], new_items(1, {}), "predicted")
+    assert inspect_tokenizer(output, output=tmp_path / "inspection")["metrics"]["tokenizer"]["items"] == ITEMS
+    # Pictures may lie elsewhere when training is asked for again: the tokenizer is what counts.
+    trained = (tmp_path / "model" / MANIFEST_NAME).stat().st_mtime_ns
+    finetune(quick, shop / "dataset", output, tmp_path / "model", 0, replace(streams, image_codes=str(tmp_path / "moved")))
+    assert (tmp_path / "model" / MANIFEST_NAME).stat().st_mtime_ns == trained

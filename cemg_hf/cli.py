@@ -340,7 +340,7 @@ def study(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of all studies of one budget; they share the runs in it.")] = Path(
         "runs/studies"
     ),
-    systems: Annotated[str, typer.Option(help="Systems of rq1, rq3, rq5 and streams, by commas (default: all).")] = "",
+    systems: Annotated[str, typer.Option(help="Systems of rq1, rq3, rq5 and streams, by commas (default: all but the -paper ones).")] = "",
     sweep: Annotated[str, typer.Option(help="What rq4 varies, by commas: M, K, lambda_q, lambda_d (default: all).")] = "",
     seeds: Annotated[int, typer.Option(help="Number of seeds, from the recipe's own upwards.")] = 1,
     init_from: Annotated[str | None, typer.Option(help="A pretrained T5 (folder or Hub id) that rq2 compares with.")] = None,

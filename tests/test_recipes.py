@@ -10,7 +10,7 @@ import yaml
 
 from cemg_hf.data.prepare import prepare
 from cemg_hf.errors import CEMGError
-from cemg_hf.recipes import SYSTEMS, Recipe, load_recipe, overlaid, recipe_names, system_names
+from cemg_hf.recipes import SYSTEMS, Recipe, compared_systems, load_recipe, overlaid, recipe_names, system_names
 from cemg_hf.settings import read_yaml
 from cemg_hf.training.sequential import NETWORKS
 
@@ -144,6 +144,8 @@ def test_a_system_that_extends_another_differs_from_it_in_what_it_says(system: s
     recipe, below = load_recipe("beauty", system=system), load_recipe("beauty", system=extended)
     overlay = read_yaml(SYSTEMS / f"{system}.yaml")
     assert overlay["extends"] == extended
+    assert extended in compared_systems()
+    assert system not in compared_systems()
     assert (recipe.encode, recipe.tokenize, recipe.finetune.objective) == (below.encode, below.tokenize, below.finetune.objective)
     assert (recipe.finetune.generator.item_causal, below.finetune.generator.item_causal) == (False, True)
     assert recipe.finetune.generator.codes_from_codebooks == below.finetune.generator.codes_from_codebooks  # which only the other names

@@ -65,6 +65,11 @@ def system_names() -> list[str]:
     return [CEMG, *sorted(path.stem for path in SYSTEMS.glob("*.yaml"))]
 
 
+def compared_systems() -> list[str]:
+    """The systems that are compared unless others are asked for: those that extend no other, whose trainings take hours at most."""
+    return [name for name in system_names() if name == CEMG or "extends" not in read_yaml(SYSTEMS / f"{name}.yaml")]
+
+
 def load_recipe(
     recipe: str | Path, assignments: Sequence[str] = (), overrides: Mapping[str, Any] | None = None, system: str = CEMG
 ) -> Recipe:

@@ -112,7 +112,9 @@ def collisions(report: Mapping[str, Any]) -> dict[str, dict[str, float | int | N
 def paired_tests(
     rows: Mapping[str, Mapping[str, Any]], folders: Mapping[str, Mapping[int, Path]], slice_name: str, metric: str = DEFAULT_METRIC
 ) -> list[dict[str, Any]]:
-    """Every row against the one it is to be tested against, over the seeds that both have; p-values are corrected within a table.
+    """Every row against the one it is to be tested against, over the seeds of which both kept their lists.
+
+    p-values are corrected within a table.
 
     Args:
         rows: of one recipe: row → label, part, seeds and tables.
@@ -122,12 +124,12 @@ def paired_tests(
     Returns: entries of `ComparedPair`, with the table, the metric and the slice.
     """
     by_name = {(about["label"], about["part"]): row for row, about in rows.items() if about["seeds"]}
-    read: dict[Path, MeasuredRun] = {}
+    read: dict[Path, MeasuredRun | None] = {}
 
-    def run_of(about: Mapping[str, Any], seed: int) -> MeasuredRun:
+    def run_of(about: Mapping[str, Any], seed: int) -> MeasuredRun | None:
         place = evaluation_of(folders[about["label"]][seed], about["part"])
         if place not in read:
-            (read[place],) = (run for run in read_runs([place]) if run.predictions is not None)
+            read[place] = next((run for run in read_runs([place]) if run.predictions is not None), None)
         return read[place]
 
     asked: dict[str, dict[tuple[str, str], Any]] = {}
@@ -139,7 +141,8 @@ def paired_tests(
             other = by_name.get((against, about["part"]), whole)
             if other is None or other == row:
                 continue
-            both = [(run_of(about, seed), run_of(rows[other], seed)) for seed in about["seeds"] if seed in rows[other]["seeds"]]
+            asked_of = [(run_of(about, seed), run_of(rows[other], seed)) for seed in about["seeds"] if seed in rows[other]["seeds"]]
+            both = [(a, b) for a, b in asked_of if a is not None and b is not None]
             # The seed of the built-in shop makes its data too.
             data_sets: dict[Any, list[tuple[MeasuredRun, MeasuredRun]]] = {}
             for runs in both:

@@ -22,7 +22,7 @@ from ..evaluation.runs import FLOOR, METRICS_NAME
 from ..evaluation.seeds import over_seeds
 from ..evaluation.study_plots import plot_study
 from ..evaluation.study_report import COLUMNS, QUESTIONS, STREAMS, format_study
-from ..recipes import CEMG, Recipe, load_recipe, system_names
+from ..recipes import CEMG, Recipe, compared_systems, load_recipe, system_names
 from .deadline import OutOfTime, time_is_up, time_limit
 from .encode import REPORT_NAME
 from .latency import LatencyConfig, measure_latency
@@ -188,7 +188,7 @@ class Study:
         if config.question == STREAMS:
             asked = streamed(lambda system: self._recipe(source, Variant(system, system), 0), self._modalities(source, MSCGREC))
             return [variant for variant in asked if variant.system in (config.systems or STREAM_SYSTEMS)]
-        return compared(config.systems or system_names())
+        return compared(config.systems or compared_systems())
 
     def _modalities(self, source: str, system: str = CEMG) -> list[str]:
         """What the codes of a system are made of: those of its modalities that the data has, as far as that is known yet."""

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from command_samples import write_shop
 
-from cemg_hf.evaluation.predictions import read_predictions, write_predictions
+from cemg_hf.evaluation.predictions import PREDICTIONS_NAME, read_predictions, write_predictions
 from cemg_hf.models.cemg.assignment_cemg import collision_rate
 from cemg_hf.training import footprint, latency, step_cost
 from cemg_hf.training.loading import open_tokenizer
@@ -135,6 +135,19 @@ def test_what_was_measured_is_read(shop: Path, output: Path, answer: dict[str, A
     again = run_study(StudyConfig("streams", [str(shop)], output, SYSTEMS, assignments=QUICK), "cemg study streams")
     assert again["metrics"] == answer["metrics"]
     assert again["pairs"] == answer["pairs"]
+
+
+def test_a_run_without_its_lists_is_in_no_paired_test(shop: Path, output: Path, answer: dict[str, Any]) -> None:
+    lists = output / "shop" / "sasrec" / "seed-1" / "evaluation" / PREDICTIONS_NAME
+    away = lists.rename(lists.with_suffix(".away"))
+    try:
+        again = run_study(StudyConfig("streams", [str(shop)], output, SYSTEMS, assignments=QUICK), "cemg study streams")
+    finally:
+        away.rename(lists)
+    assert again["metrics"] == answer["metrics"]
+    assert {(pair["a"], pair["b"]) for pair in again["pairs"]} == {
+        (pair["a"], pair["b"]) for pair in answer["pairs"] if "sasrec" not in (pair["a"], pair["b"])
+    }
 
 
 def test_without_time_what_is_there_is_shown(shop: Path, output: Path, answer: dict[str, Any]) -> None:

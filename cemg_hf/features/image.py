@@ -62,14 +62,12 @@ class ImageConfig:
 
     @property
     def is_folder(self) -> bool:
-        """Whether the encoder is a network of the user's own rather than one known by name."""
-        if self.encoder in (*NETWORKS, COLOUR_GRADIENT):  # whatever folder of that name happens to lie here
-            return False
-        return "/" in self.encoder or Path(self.encoder).is_dir()
+        """Whether the encoder is a network of the user's own rather than one known by name, whether or not its folder lies here."""
+        return self.encoder not in (*NETWORKS, COLOUR_GRADIENT)
 
     def check(self) -> None:
         """Raise CEMGError for a setting that cannot work."""
-        if self.encoder not in (*NETWORKS, COLOUR_GRADIENT) and not self.is_folder:
+        if self.is_folder and "/" not in self.encoder and not Path(self.encoder).is_dir():
             raise CEMGError(
                 f"image.encoder = {self.encoder!r}: choose one of {', '.join((*NETWORKS, COLOUR_GRADIENT))}, or a folder of `cemg rq-dino`"
             )

@@ -59,6 +59,8 @@ class RQDinoLoopConfig(LoopConfig):
         super().__post_init__()
         if self.metric_for_best or self.patience or self.label_key != "rows":
             raise CEMGError("loop: metric_for_best, patience and label_key are fixed for RQ-DINO; leave them out")
+        if self.gradient_accumulation_steps > 1:  # centre and codebooks follow what a step has seen, which would be its last part only
+            raise CEMGError("loop.gradient_accumulation_steps: RQ-DINO takes a batch at once; leave it out and lower loop.batch_size")
 
 
 @dataclass
@@ -142,6 +144,7 @@ def train_rq_dino(config: RQDinoTrainingConfig, source: str | Path, output: str 
         raise CEMGError("rq-dino: trains in one process; start it without `accelerate launch` or `torchrun`")
     output = Path(output)
     settings = asdict(config)
+    del settings["workers"]  # how fast, not what
     settings["loop"] = config.loop.trajectory()
     inputs = {"pictures": fingerprint_path(source)} | _start_fingerprint(config)
     manifest = Manifest("rq-dino", settings, inputs, seed)

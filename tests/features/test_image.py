@@ -158,3 +158,7 @@ def test_a_folder_of_the_name_of_a_network_is_not_taken_for_one(tmp_path: Path, 
     for name in ("vgg16", COLOUR_GRADIENT, "mine"):
         (tmp_path / name).mkdir()
         assert ImageConfig(encoder=name).is_folder == (name == "mine")
+    monkeypatch.chdir("/")  # from where the folder is not seen, as when features are read on another machine
+    assert ImageConfig(encoder="mine").is_folder
+    with pytest.raises(CEMGError, match="choose one of"):
+        ImageConfig(encoder="mine").check()

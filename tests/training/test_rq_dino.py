@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def test_a_second_call_does_nothing_and_another_seed_trains_again(tmp_path: Path
     config = tiny_settings(loop__epochs=1, codebook_size=8)
     folder = train_rq_dino(config, pictures, tmp_path / "out", seed=1)
     weights = (folder / "model.safetensors").stat().st_mtime_ns
-    train_rq_dino(config, pictures, tmp_path / "out", seed=1)
+    train_rq_dino(replace(config, workers=config.workers + 1), pictures, tmp_path / "out", seed=1)
     assert (folder / "model.safetensors").stat().st_mtime_ns == weights
     train_rq_dino(config, pictures, tmp_path / "out", seed=2)
     assert (folder / "model.safetensors").stat().st_mtime_ns != weights
@@ -144,6 +145,7 @@ def test_backbones_that_cannot_work_are_named(changes: dict[str, Any], message: 
         ({"latent_dim": 0}, "latent_dim = 0"),
         ({"stored_size": 8}, "stored_size = 8: must be at least crops.size"),
         ({"loop__patience": 3}, "patience and label_key are fixed"),
+        ({"loop__gradient_accumulation_steps": 2}, "takes a batch at once"),
         ({"backbone_settings": {"no_such": 1}, "crops__sise": 3}, "did you mean 'size'"),
     ],
 )

@@ -61,7 +61,7 @@ def plot_study(envelope: Mapping[str, Any], path: str | Path) -> None:
     figure = new_figure(max(3.4 * columns, 9) if swept else 12, 0.9 + sum(heights))
     parts = figure.subfigures(len(recipes), 1, squeeze=False, height_ratios=heights)[:, 0]
     for part, recipe in zip(parts, recipes, strict=True):
-        panels = part.subplots(1, columns, squeeze=False)[0]
+        panels = part.subplots(1, columns, squeeze=False, sharey=swept)[0]  # of several sweeps one scale says which setting matters
         draw(panels, envelope, recipe)
         part.suptitle(_figure_title(envelope, recipe), fontsize=11)
     save_figure(figure, path)

@@ -50,7 +50,9 @@ def test_attention_is_that_of_the_beam_search(item_causal: bool, monkeypatch: py
         with monkeypatch.context() as patched:
             patched.setattr(BeamDecoder, "_attend_to_history", recording)
             scores = model.score_items(inputs["input_ids"], inputs["attention_mask"], rows)
-        weights = torch.stack(seen).mean(dim=(0, 1, 2))  # steps and layers, the one user, heads
+        # At the first level, where nothing is written yet, all items share one row.
+        alike = torch.stack([step.expand(-1, -1, len(items), -1) for step in seen])
+        weights = alike.mean(dim=(0, 1, 2))  # steps and layers, the one user, heads
         explained = explain(model, history, items)
         read = history[-5:]
         expected = [weights[:, 0]] + [weights[:, 1 + 3 * place : 4 + 3 * place].sum(1) for place in range(len(read))]

@@ -85,7 +85,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         except ValueError:
             pass
     if isinstance(hint, type) and (not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool)):
-        raise CEMGError(f"{where}: expected {hint.__name__}, got {value!r}")
+        read_as_bool = hint is str and isinstance(value, bool)
+        remedy = "; YAML reads no, off, yes and on as booleans: put the word in quotes" if read_as_bool else ""
+        raise CEMGError(f"{where}: expected {hint.__name__}, got {value!r}{remedy}")
     return value
 
 

@@ -54,6 +54,7 @@ def test_scientific_notation_without_a_dot_is_a_number(tmp_path: Path) -> None:
         ({"name": "x", "zzz": 1}, "here: unknown key 'zzz'; known keys: name, inner, optional, limit, flag, columns"),
         ({"inner": {}}, "here: key 'name' is required"),
         ({"name": 5}, "here: name: expected str, got 5"),
+        ({"name": False}, "here: name: expected str, got False; YAML reads no, off, yes and on as booleans: put the word in quotes"),
         ({"name": "x", "flag": 1}, "here: flag: expected bool, got 1"),
         ({"name": "x", "limit": True}, "here: limit: expected int, got True"),
         ({"name": "x", "limit": 2.5}, "here: limit: expected int, got 2.5"),

@@ -2,13 +2,15 @@
 
 Every stage reads a folder and writes a folder. `write_folder` gives the stage a scratch folder beside the final one and
 moves it into place only when the stage has finished, so a killed stage leaves its previous output (or nothing), never half
-of a new one. The manifest holds everything the output depends on; `is_current` compares it with what a new call would write.
+of a new one. `one_writer` keeps two processes from working on the same folder. The manifest holds everything the output
+depends on; `is_current` compares it with what a new call would write.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import inspect
 import json
 import os
 import platform
@@ -17,20 +19,25 @@ import shlex
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import wraps
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 from urllib.parse import urlparse
 from urllib.request import url2pathname
+
+from filelock import FileLock, Timeout
 
 from .errors import CEMGError
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_KEYS = ("stage", "settings", "inputs", "seed")
 _PARTS_OF_RUNS = ("dataset", "features", "tokenizer", "model", "evaluation", "evaluation-codes-only")
+LOCKS = ".locks"
+"""Folder, beside those that stages write, of the files by which processes know of each other; they are empty and stay."""
 REPORTED_PACKAGES = ("cemg-hf", "torch", "torchvision", "transformers", "accelerate", "datasets", "torch-geometric", "peft", "numpy")
 
 
@@ -121,6 +128,54 @@ def write_folder(folder: str | Path, manifest: Manifest, started: float | None =
         shutil.rmtree(scratch, ignore_errors=True)  # it is what fills the disk
         raise
     replace_folder(scratch, final)
+
+
+class InUse(CEMGError):
+    """Another process writes this folder."""
+
+
+@contextmanager
+def claim(folder: str | Path) -> Iterator[None]:
+    """Keep other processes from writing `folder` within the block; it ends with the process too, however that ends.
+
+    Claims of the same process nest. Of the processes that train together (`RANK`, set by torchrun and accelerate) the first one claims.
+    Where nothing can be written, and on file systems without locks, nothing is claimed.
+
+    Raises:
+        InUse: another process writes it.
+    """
+    final = Path(folder).resolve()
+    path = final.parent / LOCKS / f"{final.name}.lock"
+    with ExitStack() as held:
+        if os.environ.get("RANK", "0") == "0":
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                held.enter_context(FileLock(path, is_singleton=True).acquire(timeout=0))
+            except Timeout:
+                message = f"{folder}: another process is writing this folder; wait until it has finished, or write somewhere else"
+                raise InUse(message) from None
+            except (PermissionError, NotImplementedError):
+                pass
+            except OSError as error:
+                if error.errno not in (errno.EROFS, errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+                    raise
+        yield
+
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def one_writer(stage: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Decorator of a stage: it claims its argument `output` from before it looks what is there until it has written."""
+    signature = inspect.signature(stage)
+
+    @wraps(stage)
+    def alone(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        with claim(signature.bind(*args, **kwargs).arguments["output"]):
+            return stage(*args, **kwargs)
+
+    return alone
 
 
 class DiskFull(CEMGError):

@@ -351,7 +351,7 @@ def study(
 ) -> None:
     """Answer a question of the paper: overall (rq1), ablations (rq2), time (rq3), sweeps (rq4), cold items (rq5).
 
-    Or that of MSCGRec: code streams, one code, or none (streams). Run again to resume.
+    Or that of MSCGRec: code streams, one code, or none (streams). Run again to resume, or beside itself to share the work.
 
     Writes QUESTION.json, .md and .png; what is not run yet is named in them.
     """

@@ -14,12 +14,16 @@ from hypothesis import strategies as st
 
 from cemg_hf import artefacts
 from cemg_hf.artefacts import (
+    LOCKS,
     MANIFEST_NAME,
     DiskFull,
+    InUse,
     Manifest,
+    claim,
     fingerprint,
     fingerprint_path,
     is_current,
+    one_writer,
     portable,
     result_envelope,
     write_folder,
@@ -72,6 +76,46 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     write_stage(folder, replace(MANIFEST, seed=2), second="2")
     assert sorted(path.name for path in folder.iterdir()) == [MANIFEST_NAME, "second"]
     assert [path.name for path in folder.parent.iterdir()] == ["output"]
+
+
+def test_one_process_at_a_time_writes_a_folder(tmp_path: Path, another_process: Callable[[Path], subprocess.Popen[str]]) -> None:
+    @one_writer
+    def stage(output: Path) -> str:
+        with claim(output):  # a stage within a stage
+            return output.name
+
+    other = another_process(tmp_path / "output")
+    with pytest.raises(InUse, match="output: another process is writing this folder; wait until it has finished, or write somewhere else"):
+        stage(output=tmp_path / "output")
+    assert stage(tmp_path / "elsewhere") == "elsewhere"
+    other.kill()
+    other.wait()
+    assert stage(tmp_path / "output") == "output", "what a killed process held is free"
+    assert stage(tmp_path / "output") == "output"
+    assert [path.name for path in tmp_path.iterdir()] == [LOCKS]
+
+
+def test_processes_that_train_together_do_not_keep_each_other_out(
+    tmp_path: Path, another_process: Callable[[Path], subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    another_process(tmp_path / "output")
+    monkeypatch.setenv("RANK", "1")
+    with claim(tmp_path / "output"):
+        pass
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(InUse), claim(tmp_path / "output"):
+        pass
+
+
+@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "no"), OSError(errno.EROFS, "no"), NotImplementedError("no flock")])
+def test_what_cannot_be_claimed_can_be_read(tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(artefacts.FileLock, "acquire", refused)
+    with claim(tmp_path / "output"):
+        entered = True
+    assert entered
 
 
 @pytest.mark.parametrize(

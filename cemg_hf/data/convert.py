@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import polars as pl
 
-from ..artefacts import Manifest, fingerprint_path, is_current, read_manifest, write_folder, write_json
+from ..artefacts import Manifest, fingerprint_path, is_current, one_writer, read_manifest, write_folder, write_json
 from ..errors import CEMGError
 from ..settings import expand_path
 from . import filtering, raw, schema
@@ -86,6 +86,7 @@ class ConvertConfig:
             raise CEMGError("images: the URLs of pictures are in the metadata; give that file too, or leave images out")
 
 
+@one_writer
 def convert(config: ConvertConfig, output: str | Path, download: DownloadConfig | None = None) -> str:
     """Read published files, reduce them to their k-core and write the folder `output`; skipped when the folder is current.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import polars as pl
 
-from ..artefacts import MANIFEST_NAME, Manifest, fingerprint, fingerprint_path, is_current, write_folder, write_json
+from ..artefacts import MANIFEST_NAME, Manifest, fingerprint, fingerprint_path, is_current, one_writer, write_folder, write_json
 from ..errors import CEMGError
 from ..settings import expand_path
 from . import filtering, images, schema, writing
@@ -85,6 +85,7 @@ class _Source:
     inputs: dict[str, str]
 
 
+@one_writer
 def prepare(config: PrepareConfig, output: str | Path, seed: int = 42) -> Path:
     """Read, check, filter and split the raw data into the dataset folder `output`; skipped when the folder is current.
 

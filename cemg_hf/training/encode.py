@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..artefacts import Manifest, fingerprint, fingerprint_path, is_current, write_folder, write_json
+from ..artefacts import Manifest, fingerprint, fingerprint_path, is_current, one_writer, write_folder, write_json
 from ..data import PreparedDataset
 from ..errors import CEMGError
 from ..features.encoder import ItemEncoder, RawFeatures
@@ -60,6 +60,7 @@ class EncodeConfig:
             raise CEMGError("encode.sequential.content: collaborative vectors are of interactions alone; leave it out")
 
 
+@one_writer
 def encode(config: EncodeConfig, dataset: str | Path, output: str | Path, seed: int, cache_folder: str | Path | None = None) -> Path:
     """Encode the items of the prepared `dataset` into the feature folder `output`; skipped when that is current.
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..artefacts import Manifest, fingerprint_path, is_current, result_envelope, write_folder, write_json
+from ..artefacts import Manifest, fingerprint_path, is_current, one_writer, result_envelope, write_folder, write_json
 from ..data import EvaluationCases, PreparedDataset
 from ..data.ragged import IntArray
 from ..errors import CEMGError
@@ -142,6 +142,7 @@ def evaluate(
     return evaluate_ranker(rank, data, config, Path(output), name=name, manifest=manifest, command=command, seed=seed, started=started)
 
 
+@one_writer
 def evaluate_ranker(
     rank: Ranker,
     data: PreparedDataset,

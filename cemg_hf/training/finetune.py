@@ -19,7 +19,7 @@ from accelerate.utils import set_seed
 from torch import nn
 from transformers import AutoConfig, T5ForConditionalGeneration
 
-from ..artefacts import Manifest, fingerprint, fingerprint_path, is_current, write_folder, write_json
+from ..artefacts import Manifest, fingerprint, fingerprint_path, is_current, one_writer, write_folder, write_json
 from ..data import PreparedDataset, Ragged
 from ..data.augmentation import Augmentation
 from ..data.collators import TrainingWindows, WindowCollator
@@ -118,6 +118,7 @@ class FinetuneConfig:
             )
 
 
+@one_writer
 def finetune(
     config: FinetuneConfig,
     dataset: str | Path,

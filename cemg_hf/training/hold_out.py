@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ..artefacts import Manifest, fingerprint_path, is_current, read_manifest, write_folder, write_json
+from ..artefacts import Manifest, fingerprint_path, is_current, one_writer, read_manifest, write_folder, write_json
 from ..data import PreparedDataset, Ragged, schema, writing
 from ..data.card import dataset_card
 from ..data.dataset import INTERACTIONS_FILE, ITEMS_FILE, SPLIT_FILE
@@ -30,6 +30,7 @@ them. They are for measuring cold start. No k-core was applied again afterwards.
 """
 
 
+@one_writer
 def hold_out_items(
     dataset: str | Path, output: str | Path, share: float = 0.05, seed: int = 42, modalities: Sequence[str] = CONTENT
 ) -> Path:

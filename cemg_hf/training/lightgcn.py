@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..artefacts import Manifest, fingerprint, fingerprint_path, is_current, write_folder, write_json
+from ..artefacts import Manifest, fingerprint, fingerprint_path, is_current, one_writer, write_folder, write_json
 from ..data import PreparedDataset
 from ..data.splits import EvaluationCases
 from ..errors import CEMGError
@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 EMBEDDINGS_FILE = "embeddings.safetensors"
 
 
+@one_writer
 def train_lightgcn(config: CollaborativeConfig, dataset: str | Path, output: str | Path, seed: int = 42) -> Path:
     """Train LightGCN and write the embeddings of users and items; skipped when current.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..artefacts import Manifest, fingerprint_path, is_current, machine, write_folder, write_json
+from ..artefacts import Manifest, fingerprint_path, is_current, machine, one_writer, write_folder, write_json
 from .deadline import OutOfTime, time_is_up
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def measurement_manifest(stage: str, recipe: Recipe, folders: Mapping[str, Path]
     return Manifest(stage, {**settings, **where, "system": recipe.system}, inputs, recipe.seed)
 
 
+@one_writer
 def measured_once(output: Path, manifest: Manifest, measure: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
     """What `measure` found, from `output/<stage>.json` where that is current.
 

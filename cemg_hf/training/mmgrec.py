@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..artefacts import Manifest, fingerprint, fingerprint_path, is_current, write_folder, write_json
+from ..artefacts import Manifest, fingerprint, fingerprint_path, is_current, one_writer, write_folder, write_json
 from ..data import PreparedDataset
 from ..data.collators import TrainingWindows
 from ..data.item_windows import ItemWindowCollator
@@ -64,6 +64,7 @@ class MMGRecConfig:
     validation_excludes_history: bool = field(default=True, metadata={"help": "Rank validation targets among items outside the history."})
 
 
+@one_writer
 def train_mmgrec(config: MMGRecConfig, dataset: str | Path, features: str | Path, output: str | Path, seed: int = 42) -> Path:
     """Assign Rec-IDs, train the recommender and write it, with its catalogue, as a model folder; skipped when that is current.
 

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from ..artefacts import Manifest, fingerprint_path, read_manifest, write_folder
+from ..artefacts import Manifest, fingerprint_path, one_writer, read_manifest, write_folder
 from ..data import images as image_files
 from ..data import schema
 from ..data.readers import is_local, local_path, read_table
@@ -25,6 +25,7 @@ Encoded = Mapping[str, tuple[np.ndarray, np.ndarray]]
 """Modality -> raw vectors (n, D) and mask (n,), as `encode_items` gives them."""
 
 
+@one_writer
 def add_items_to_model(
     model: str | Path,
     items: str | Path,

@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -82,10 +83,11 @@ def run(
         if time_is_up():
             raise OutOfTime(f"{run_folder}: the time of this call is used up before {stage}; run the same command again to continue")
         started = time.perf_counter()
-        if store is None or not store.take(stage, folder[stage]):
-            actions[stage]()
-            if store is not None:
-                store.keep(stage, folder[stage])
+        with nullcontext() if store is None else store.turn(stage):
+            if store is None or not store.take(stage, folder[stage]):
+                actions[stage]()
+                if store is not None:
+                    store.keep(stage, folder[stage])
         logger.info("stage %d/%d: %s took %.1f s", number, len(stages), stage, time.perf_counter() - started)
         if stage == until:
             break

@@ -15,7 +15,7 @@ from accelerate import PartialState
 from accelerate.utils import set_seed
 from torch.utils.data import Dataset
 
-from ..artefacts import Manifest, fingerprint, fingerprint_path, is_current, write_folder, write_json
+from ..artefacts import Manifest, fingerprint, fingerprint_path, is_current, one_writer, write_folder, write_json
 from ..errors import CEMGError
 from ..evaluation.codes import level_usage
 from ..evaluation.distillation_plot import plot_distillation
@@ -123,6 +123,7 @@ class _Rows(Dataset[int]):
         return index % self.count
 
 
+@one_writer
 def train_rq_dino(config: RQDinoTrainingConfig, source: str | Path, output: str | Path, seed: int = 42) -> Path:
     """Train RQ-DINO on the pictures of `source` and write its folder; skipped when current, resumed when killed.
 

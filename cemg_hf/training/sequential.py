@@ -16,7 +16,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
 
-from ..artefacts import Manifest, fingerprint, fingerprint_path, is_current, write_folder, write_json
+from ..artefacts import Manifest, fingerprint, fingerprint_path, is_current, one_writer, write_folder, write_json
 from ..data import PreparedDataset
 from ..data.collators import TrainingWindows
 from ..data.item_windows import ItemWindowCollator
@@ -64,6 +64,7 @@ class SequentialConfig:
             raise CEMGError(f"sequential.network: unknown {self.network!r}; choose one of {', '.join(NETWORKS)}")
 
 
+@one_writer
 def train_sequential(
     config: SequentialConfig, dataset: str | Path, output: str | Path, seed: int = 42, tokenizer: str | Path | None = None
 ) -> Path:

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..artefacts import fingerprint, fingerprint_path, read_manifest, replace_folder
+from ..artefacts import InUse, claim, fingerprint, fingerprint_path, read_manifest, replace_folder
+from .deadline import OutOfTime, time_is_up
 
 if TYPE_CHECKING:
     from ..recipes import Recipe
 
+logger = logging.getLogger(__name__)
+
 SHARED_STAGES = ("prepare", "encode", "tokenize")
 """Stages whose output does not depend on the system that is trained on it."""
+
+POLL_S = 0.5
+"""Seconds between two looks at whether another process has made a stage."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,28 @@ class StageStore:
                 settings.append({"streams": recipe.streams.modalities} | ({} if coded is None else {"image_codes": coded}))
             keys[stage] = f"{stage}-{fingerprint(json.dumps([recipe.seed, *settings], sort_keys=True, default=str))[:16]}"
         return cls(root, keys, trusted)
+
+    @contextmanager
+    def turn(self, stage: str) -> Iterator[None]:
+        """Within the block no other process makes this stage for the store; one that does is waited for.
+
+        Raises:
+            OutOfTime: the time of this call was up first.
+        """
+        with ExitStack() as held:
+            waits = False
+            while stage in self.keys:
+                try:
+                    held.enter_context(claim(self.root / self.keys[stage]))
+                    break
+                except InUse:
+                    if time_is_up():
+                        raise OutOfTime(f"{self.root}: another process makes {self.keys[stage]}; run the same command again") from None
+                    if not waits:
+                        logger.info("%s: waiting for another process that makes %s", self.root, self.keys[stage])
+                    waits = True
+                    time.sleep(POLL_S)
+            yield
 
     def take(self, stage: str, folder: Path) -> bool:
         """Put the stored output of a stage in place of the run's own, if it is another.

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import yaml
 
-from ..artefacts import result_envelope, write_json, write_text
+from ..artefacts import InUse, result_envelope, write_json, write_text
 from ..errors import CEMGError
 from ..evaluation.protocol import EXCLUDING
 from ..evaluation.report import SliceValues
@@ -100,7 +100,8 @@ class Study:
     """A question with its runs.
 
     Folders: `output/<recipe>/<variant>/seed-<s>` are complete run folders; `output/<recipe>/shared` holds data sets, features and
-    tokenizers, which stand in them as hard links. What is finished is read; what was killed or out of time continues.
+    tokenizers, which stand in them as hard links. What is finished is read; what was killed or out of time continues. Processes with
+    the same output share the work: each takes the runs that no other is at, and the last to end writes the result of all.
 
     Args:
         config: the question.
@@ -118,6 +119,7 @@ class Study:
             raise CEMGError(f"recipes: {', '.join(names)}; every recipe needs a name of its own and is given once")
         self.done: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
         self.failed: dict[tuple[str, str], str] = {}
+        self.elsewhere: set[tuple[str, str]] = set()
 
     def prepare(self, until: str) -> None:
         """Make the shared stages of all runs up to and with `until`, for a machine that has neither raw data nor encoders.
@@ -146,7 +148,9 @@ class Study:
         """
         started = time.perf_counter()
         with time_limit(self.config.time_budget_s):
-            completed = [(one, self._completed(one)) for one in self._runs()]
+            tried = [(one, self._completed(one)) for one in self._runs()]
+            # What another process was at may be finished by now.
+            completed = [(one, one.finished() if found is None else found) for one, found in tried]
             # All times are taken at the end, next to each other: nothing of this study trains any more.
             for one, found in completed:
                 measured = None if found is None else self._unless_stopped(one, partial(self._measured, one))
@@ -224,13 +228,16 @@ class Study:
         return {STREAMS: measure(one.recipe, one.variant, one.folder, self.command)} if self.config.question == STREAMS else {}
 
     def _unless_stopped(self, one: StudyRun, work: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
-        """What `work` gives; None, with a note of the reason, where time ran out or it cannot be done."""
+        """What `work` gives; None, with a note of the reason, where time ran out, another process is at it, or it cannot be done."""
+        key = one.recipe.name, one.variant.label
         try:
             return work()
         except OutOfTime as error:
             logger.info("study %s: %s", self.config.question, error)
+        except InUse as error:
+            self.elsewhere.add(key)
+            logger.info("study %s: %s", self.config.question, error)
         except CEMGError as error:
-            key = one.recipe.name, one.variant.label
             logger.warning("study %s: %s, %s, seed %d cannot be run: %s", self.config.question, *key, one.recipe.seed, error)
             self.failed[key] = str(error)
         return None
@@ -264,7 +271,8 @@ class Study:
                 missing = [seed for seed in wanted if seed not in done]
                 if missing:
                     rows.setdefault(name, about | {"seeds": []})
-                    not_run[name] = {"seeds": missing, "reason": self.failed.get(key, "out of time")}
+                    otherwise = "another process is at it" if key in self.elsewhere else "out of time"
+                    not_run[name] = {"seeds": missing, "reason": self.failed.get(key, otherwise)}
         mean, std = over_seeds({row: _in_common(seeds) for row, seeds in values.items()})
         several = {row: std[row] for row in std if len(values[row]) > 1}
         return result_envelope(

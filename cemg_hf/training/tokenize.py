@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..artefacts import Manifest, fingerprint_path, is_current, write_folder, write_json
+from ..artefacts import Manifest, fingerprint_path, is_current, one_writer, write_folder, write_json
 from ..data import PreparedDataset
 from ..errors import CEMGError
 from ..features.store import FeatureStore
@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 QUIET_BELOW = 200_000  # items; smaller catalogues pass in seconds
 
 
+@one_writer
 def tokenize(
     config: TokenizerTrainingConfig,
     features: str | Path,

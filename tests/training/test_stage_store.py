@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cemg_hf.artefacts import Manifest, write_folder
 from cemg_hf.recipes import load_recipe
+from cemg_hf.training import stage_store
+from cemg_hf.training.deadline import OutOfTime
 from cemg_hf.training.stage_store import StageStore
 
 
@@ -45,6 +49,40 @@ def test_a_trusted_store_is_not_asked_again(tmp_path: Path) -> None:
     assert not store.take("encode", tmp_path / "run"), "what is missing has to be made"
     store.keep("encode", written(tmp_path / "one", 1))
     assert store.take("encode", tmp_path / "run")
+
+
+def test_a_stage_that_another_process_makes_is_waited_for(
+    tmp_path: Path, another_process: Callable[[Path], subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = StageStore.of(load_recipe("sample"), tmp_path / "shared")
+    other = another_process(tmp_path / "shared" / store.keys["encode"])
+    naps = 0
+
+    def nap(_: float) -> None:
+        nonlocal naps
+        naps += 1
+        if naps == 2:
+            written(tmp_path / "shared" / store.keys["encode"], 1)
+            other.kill()
+            other.wait()
+
+    monkeypatch.setattr(stage_store.time, "sleep", nap)
+    with store.turn("tokenize"), store.turn("finetune"):
+        assert naps == 0, "other stages wait for nothing"
+    with store.turn("encode"):
+        store.take("encode", tmp_path / "run")
+    assert naps == 2
+    assert content(tmp_path / "run") == "1"
+
+
+def test_nobody_waits_longer_than_the_call_may_take(
+    tmp_path: Path, another_process: Callable[[Path], subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = StageStore.of(load_recipe("sample"), tmp_path / "shared")
+    another_process(tmp_path / "shared" / store.keys["encode"])
+    monkeypatch.setattr(stage_store, "time_is_up", lambda: True)
+    with pytest.raises(OutOfTime, match=f"another process makes {store.keys['encode']}"), store.turn("encode"):
+        pass
 
 
 def test_a_file_system_without_links_gets_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

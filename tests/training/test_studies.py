@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from accelerate.state import AcceleratorState
 from command_samples import write_shop
 from transformers import BertConfig, T5Config
 
+from cemg_hf.artefacts import InUse
 from cemg_hf.errors import CEMGError
 from cemg_hf.recipes import load_recipe
 from cemg_hf.training import latency, loop, studies, study_variants
@@ -186,6 +188,31 @@ def test_what_cannot_be_run_is_named_and_stops_nothing(ask: Ask, output: Path, t
     with pytest.raises(CEMGError, match="has no 'network_width'"):
         ask("rq1", ("gru4rec",), folder=tmp_path)
     assert not (tmp_path / "rq1.json").exists()
+
+
+def test_processes_share_the_work(ask: Ask, tmp_path: Path, another_process: Callable[[Path], subprocess.Popen[str]]) -> None:
+    other = another_process(tmp_path / "shop" / "item_knn" / "seed-1" / "evaluation")
+    first = ask("rq1", ("item_knn", "popularity"), tmp_path)
+    assert set(first["metrics"]) == {"popularity"}
+    assert first["not_run"] == {"item_knn": {"seeds": [1], "reason": "another process is at it"}}
+    other.kill()
+    other.wait()
+    assert set(ask("rq1", ("item_knn", "popularity"), tmp_path)["metrics"]) == {"popularity", "item_knn"}
+
+
+def test_what_another_process_finished_meanwhile_is_in_the_answer(ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    complete = StudyRun.complete
+
+    def finished_elsewhere(self: StudyRun, *args: Any) -> dict[str, Any]:
+        found = complete(self, *args)
+        if self.recipe.system == "item_knn":
+            raise InUse("in use until just now")
+        return found
+
+    monkeypatch.setattr(StudyRun, "complete", finished_elsewhere)
+    answer = ask("rq1", ("item_knn", "popularity"), tmp_path)
+    assert set(answer["metrics"]) == {"item_knn", "popularity"}
+    assert not answer["not_run"]
 
 
 def test_prepared_stages_need_no_sources(tmp_path: Path) -> None:

@@ -197,9 +197,11 @@ class Study:
     def _modalities(self, source: str, system: str = CEMG) -> list[str]:
         """What the codes of a system are made of: those of its modalities that the data has, as far as that is known yet."""
         one = self._run(source, Variant(system, system), 0)
+        streams = one.recipe.streams
         wanted = one.recipe.tokenize.modalities or one.recipe.encode.modalities
-        if one.recipe.streams is not None:
-            wanted = [name for name in one.recipe.streams.modalities if name in wanted]
+        coded = ["image"] if streams is not None and streams.image_codes is not None else []  # needs no vectors of the encode stage
+        if streams is not None:
+            wanted = [name for name in streams.modalities if name in wanted or name in coded]
         report = one.folder / STAGES["encode"] / REPORT_NAME
         if not report.is_file():
             try:
@@ -207,7 +209,7 @@ class Study:
             except OutOfTime:
                 return list(wanted)
         found = json.loads(report.read_text(encoding="utf-8"))["modalities"]
-        return [name for name in wanted if found.get(name, {}).get("used")]
+        return [name for name in wanted if name in coded or found.get(name, {}).get("used")]
 
     def _store(self, one: StudyRun) -> StageStore:
         root = Path(self.config.output) / one.recipe.name / STORE

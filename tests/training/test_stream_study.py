@@ -195,6 +195,9 @@ def test_a_shop_without_pictures_has_neither_their_stream_nor_their_rows(shop: P
     assert not [label for label in variants if "image" in label]
     assert "mscgrec, text written" in variants
     assert not any("dimension" in change for change in variants["one code, concatenated"].assignments)
+    coded = (*QUICK, "prepare.images=null", "streams.image_codes=somewhere")  # codes of pictures need no vectors of them
+    study = Study(StudyConfig("streams", [str(shop)], tmp_path, ("mscgrec",), assignments=coded))
+    assert "mscgrec, image written" in {variant.label for variant in study._variants(str(shop))}
     assert left_out(["collaborative", "text"]) == {"without collaborative": ("collaborative",), "without text": ("text",)}
     assert left_out(["collaborative"]) == {}
 

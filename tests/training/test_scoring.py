@@ -43,7 +43,7 @@ def test_lists_are_those_of_a_full_sort(cases, table, exclude, at_once, k, monke
         return table[torch.from_numpy(rows)]
 
     before = table.clone()
-    ranked, scores = rank_by_scores(scores_of, cases, NUM_ITEMS, k, exclude_history=exclude)
+    ranked, scores = rank_by_scores(scores_of, cases.histories, NUM_ITEMS, k, exclude_history=exclude)
     assert sorted(asked) == list(range(ROWS))
     assert torch.equal(table, before)
     assert ranked.shape == scores.shape == (ROWS, k)
@@ -58,13 +58,13 @@ def test_lists_are_those_of_a_full_sort(cases, table, exclude, at_once, k, monke
 
 def test_half_precision_scores_come_back_in_single_precision(cases):
     ranked, scores = rank_by_scores(
-        lambda rows: torch.ones(len(rows), NUM_ITEMS, dtype=torch.bfloat16), cases, NUM_ITEMS, 3, exclude_history=True
+        lambda rows: torch.ones(len(rows), NUM_ITEMS, dtype=torch.bfloat16), cases.histories, NUM_ITEMS, 3, exclude_history=True
     )
     assert scores.dtype == np.float32
     assert (ranked >= 0).all()
 
 
 def test_nobody_to_rank_for(cases):
-    nobody = EvaluationCases(cases.users[:0], cases.histories.take([]), cases.targets[:0])
+    nobody = cases.histories.take([])
     ranked, scores = rank_by_scores(lambda rows: torch.empty(0, NUM_ITEMS), nobody, NUM_ITEMS, 3, exclude_history=True)
     assert ranked.shape == scores.shape == (0, 3)

@@ -20,6 +20,7 @@ import pytest
 import torch
 from command_samples import save_model, save_network
 from history_samples import ITEM_IDS, contents, random_histories, write_users, write_world
+from stream_samples import stream_generator
 
 from cemg_hf import CEMGForConditionalGeneration
 from cemg_hf.errors import CEMGError
@@ -66,6 +67,15 @@ def test_lists_are_those_of_recommend(world, tmp_path: Path, changes: dict[str, 
     options = {"k": config.k, "exclude_history": config.exclude_history, "num_beams": config.num_beams}
     assert [] in histories, "new users are among them"
     assert_same_lists(lists(tmp_path / "recs.parquet"), generator.recommend(histories, **options))
+
+
+def test_code_streams_answer_files_too(tmp_path: Path) -> None:
+    model = stream_generator()
+    model.save_pretrained(tmp_path / "model")
+    histories = [["item1", "item3", "item0"], [], ["item5"] * 9, [f"item{row}" for row in range(10, 19)]]
+    users = write_users(tmp_path / "users.parquet", histories)
+    recommend_files(tmp_path / "model", users, tmp_path / "recs", settings(exclude_history=True))
+    assert_same_lists(lists(tmp_path / "recs"), model.recommend(histories, k=5, exclude_history=True))
 
 
 @pytest.mark.parametrize("kind", ["sasrec", "gru4rec"])

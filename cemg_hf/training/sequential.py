@@ -124,7 +124,7 @@ def build_network(config: SequentialConfig, data: PreparedDataset, tokenizer: st
         CEMGError: settings that the network does not have or that cannot work, or a tokenizer without content vectors.
     """
     model_type = NETWORKS[config.network]
-    settings_type: type[Any] = model_type.config_class
+    settings_type: Any = model_type.config_class
     known = set(settings_type.__annotations__) - {"model_type", "num_items", "content_dim"}  # the last two follow from the data
     unknown = sorted(set(config.settings) - known)
     if unknown:

@@ -164,7 +164,11 @@ class NextItemModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """As in transformers, with the catalogue of the same place."""
+        """As in transformers, with the catalogue of the same place.
+
+        Raises:
+            ValueError: a catalogue of another number of items than the network knows.
+        """
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         where = {key: kwargs[key] for key in ("cache_dir", "token", "revision", "local_files_only", "subfolder") if key in kwargs}
         path = cached_file(
@@ -175,7 +179,13 @@ class NextItemModel(PreTrainedModel):
             **where,
         )
         if path is not None:
-            (loaded[0] if isinstance(loaded, tuple) else loaded).item_ids = json.loads(Path(path).read_text(encoding="utf-8"))
+            model = loaded[0] if isinstance(loaded, tuple) else loaded
+            model.item_ids = json.loads(Path(path).read_text(encoding="utf-8"))
+            if len(model.item_ids) != model.config.num_items:
+                raise ValueError(
+                    f"{ITEM_IDS_FILE} holds {len(model.item_ids)} items and the network knows {model.config.num_items}; "
+                    "take the file that was saved with it"
+                )
         return loaded
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:

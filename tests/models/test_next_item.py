@@ -156,6 +156,13 @@ def test_a_folder_without_a_catalogue_loads_without_one(model: NextItemModel, tm
     assert type(model).from_pretrained(tmp_path).item_ids is None
 
 
+def test_a_catalogue_of_another_model_is_refused(model: NextItemModel, tmp_path) -> None:
+    model.save_pretrained(tmp_path)
+    (tmp_path / "item_ids.json").write_text(json.dumps(model.item_ids[1:]))
+    with pytest.raises(ValueError, match=r"item_ids\.json holds 19 items and the network knows 20"):
+        type(model).from_pretrained(tmp_path)
+
+
 def test_a_subfolder_brings_its_own_catalogue(model: NextItemModel, tmp_path) -> None:
     model.save_pretrained(tmp_path / "inner")
     assert type(model).from_pretrained(tmp_path, subfolder="inner").item_ids == model.item_ids

@@ -405,7 +405,7 @@ def recommend(
     batch_size: Annotated[int | None, typer.Option(help="Users of --histories per forward pass (default: 128).")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over where --output holds other recommendations.")] = False,
 ) -> None:
-    """Recommend the next items after a history: rank, item id and score, Σ log p; or to all users of a file.
+    """Recommend the next items after a history: rank, item id and score, Σ log p; or to all users of a file. Also by SASRec or GRU4Rec.
 
     A run over a file resumes what was killed. Several processes: `torchrun --nproc_per_node 2 -m cemg_hf.cli recommend …`.
     """
@@ -429,13 +429,9 @@ def recommend(
 
 
 def _recommend_to_one(model: str, history: list[str], dtype: str, device: str, options: dict[str, Any]) -> None:
-    from .serving.loading import load_model
+    from .serving.single import recommend_one
 
-    generator = load_model(model, device, dtype)
-    try:
-        found = generator.recommend(history, **options)
-    except ValueError as error:  # models/ does not know CEMGError: it loads from a Hub folder without this package
-        raise CEMGError(str(error).replace("pass on_unknown='skip'", "use --skip-unknown")) from error
+    found = recommend_one(model, history, device, dtype, options)
     for place, (item_id, score) in enumerate(found, start=1):
         typer.echo(f"{place:3d}  {item_id}  {score:.4f}")
 

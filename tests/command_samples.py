@@ -14,8 +14,17 @@ import torch
 import yaml
 from PIL import Image
 
-from cemg_hf import CEMGConfig, CEMGForConditionalGeneration, CEMGTokenizer
+from cemg_hf import (
+    CEMGConfig,
+    CEMGForConditionalGeneration,
+    CEMGTokenizer,
+    GRU4RecConfig,
+    GRU4RecForNextItem,
+    SASRecConfig,
+    SASRecForNextItem,
+)
 from cemg_hf.cli import main
+from cemg_hf.models.next_item import NextItemModel
 
 NUM_ITEMS, NUM_USERS, LENGTH = 24, 40, 6
 WORDS = ("red", "blue", "green", "shoe", "shirt", "lamp", "wool", "leather")
@@ -61,6 +70,16 @@ def save_model(folder: Path, item_ids: list[str], seed: int = 0) -> CEMGForCondi
     model = CEMGForConditionalGeneration(CEMGConfig(**network, **tokenizer.geometry())).eval()
     model.set_tokenizer(tokenizer)
     model.save_pretrained(folder)
+    return model
+
+
+def save_network(folder: Path, item_ids: list[str], kind: str = "sasrec") -> NextItemModel:
+    """A small untrained network over whole items, saved with its catalogue as `cemg run --system sasrec` writes it."""
+    torch.manual_seed(0)
+    size = {"num_items": len(item_ids), "hidden_size": 8, "max_history": 5}
+    model: NextItemModel = SASRecForNextItem(SASRecConfig(**size)) if kind == "sasrec" else GRU4RecForNextItem(GRU4RecConfig(**size))
+    model.item_ids = list(item_ids)
+    model.eval().save_pretrained(folder)
     return model
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import yaml
-from command_samples import BARE, NUM_ITEMS, TRUNCATED, UNKNOWN, Command, save_model, small_recipe, write_shop
+from command_samples import BARE, NUM_ITEMS, TRUNCATED, UNKNOWN, Command, save_model, save_network, small_recipe, write_shop
 
 ITEM_IDS = [f"item-{row:02d}" for row in range(NUM_ITEMS)]
 
@@ -215,6 +215,69 @@ def test_an_empty_history_is_a_new_user(cemg: Command, model: Path) -> None:
     recommended = [line.split()[1] for line in outcome.output.splitlines()]
     assert len(set(recommended)) == 5
     assert set(recommended) <= set(ITEM_IDS)
+
+
+# ---- models of other kinds ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("network")
+    save_network(folder / "run" / "model", ITEM_IDS)
+    for name in ("recipe.yaml", "metrics.json"):
+        (folder / "run" / name).write_text("{}")
+    return folder / "run" / "model"
+
+
+def test_what_needs_codes_says_so_of_a_network_over_whole_items(cemg: Command, network: Path, shop: Path, tmp_path: Path) -> None:
+    """One line that names the kind of the model and what works with it; nothing of weights that are missing."""
+    dataset, output = tmp_path / "dataset", ("--output", tmp_path / "output")
+    assert cemg("prepare", shop / "shop.yaml", "--output", dataset).status == 0
+    for arguments in (
+        ("evaluate", shop / "shop.yaml", "--dataset", dataset, "--model", network, *output),
+        ("add-items", network, "--items", shop / "items.parquet", "--features", tmp_path, *output),
+        ("demo", network),
+        ("serve", network, "--port", 0),
+        ("export", network.parent, *output),
+        ("publish", network.parent, "--repo", "org/shop", "--dry-run"),
+    ):
+        message = fails(cemg, *arguments)
+        assert message.startswith(f"error: {network}: a sasrec model ranks whole items and has no item codes, which this needs")
+        assert "recommend with it by `cemg recommend`" in message
+        assert "`cemg run … --system`" in message
+    assert not (tmp_path / "output").exists()
+
+
+def test_options_of_codes_are_refused_for_a_network_over_whole_items(cemg: Command, network: Path, tmp_path: Path) -> None:
+    message = fails(cemg, "recommend", network, "item-01", "--num-beams", 30)
+    assert "--num-beams: is for models that write codes" in message
+    assert "--new-item-boost" in fails(cemg, "recommend", network, "item-01", "--new-item-boost", 1)
+    users = tmp_path / "users.parquet"
+    pl.DataFrame({"user_id": ["a"], "history": [["item-01"]]}).write_parquet(users)
+    files = ("--histories", users, "--output", tmp_path / "recs")
+    assert "num_beams=30:" in fails(cemg, "recommend", network, *files, "--num-beams", 30)
+    message = fails(cemg, "recommend", network, "item-01", "no-such")
+    assert "item id 'no-such' is not among the 24 items of the catalogue; correct it, or use --skip-unknown" in message
+    assert not (tmp_path / "recs").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("mmgrec", "an mmgrec model ranks for the users it was trained on; measure it by `cemg run … --system mmgrec`"),
+        ("bert", "a model of kind 'bert' is none of cemg, mscgrec, sasrec, gru4rec; give the folder `model` of a run"),
+    ],
+)
+def test_models_of_any_other_kind_are_named(cemg: Command, network: Path, tmp_path: Path, kind: str, message: str) -> None:
+    shutil.copytree(network, tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text()) | {"model_type": kind}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    assert fails(cemg, "recommend", tmp_path / "model", "item-01").startswith(f"error: {tmp_path / 'model'}: {message}")
+
+
+def test_a_network_without_its_catalogue(cemg: Command, network: Path, tmp_path: Path) -> None:
+    shutil.copytree(network, tmp_path / "alone", ignore=shutil.ignore_patterns("item_ids.json"))
+    assert "holds no catalogue; copy item_ids.json" in fails(cemg, "recommend", tmp_path / "alone", "item-01")
 
 
 # ---- files of users -----------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 
 import pytest
 import typer
-from command_samples import Command, save_model
+from command_samples import Command, save_model, save_network
 from transformers import dynamic_module_utils
 
 from cemg_hf.artefacts import result_envelope, write_json
@@ -71,8 +71,9 @@ def script(path: str) -> ModuleType:
 
 @pytest.fixture
 def after_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory as the quickstart leaves it, its model untrained."""
+    """A working directory as the quickstart and a run of SASRec leave it, their models untrained."""
     save_model(tmp_path / "runs" / "quickstart" / "model", SAMPLE_IDS)
+    save_network(tmp_path / "runs" / "sample-sasrec" / "model", SAMPLE_IDS)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -354,6 +355,8 @@ def test_quickstart_and_the_three_lines(tmp_path: Path, monkeypatch: pytest.Monk
     assert [line for line in shown.splitlines() if not re.fullmatch(shape, line)] == []
     assert len(printed) == len(shown.splitlines())
     assert [line for line in printed if not re.fullmatch(shape, line)] == []
+    done = Command(monkeypatch, capsys)("run", "sample", "--system", "sasrec")  # into runs/sample-sasrec, which docs/python.md opens
+    assert done.status == 0, done.errors
     for page, block in python_blocks():
         exec(compile(block, page, "exec"), {})
     assert "item-" in capsys.readouterr().out

@@ -12,7 +12,7 @@ from cemg_hf.data.prepare import prepare
 from cemg_hf.errors import CEMGError
 from cemg_hf.recipes import SYSTEMS, Recipe, compared_systems, load_recipe, overlaid, recipe_names, system_names
 from cemg_hf.settings import read_yaml
-from cemg_hf.training.sequential import NETWORKS
+from cemg_hf.training.loading import NETWORKS
 
 EXPECTED = ["beauty", "movielens-100k", "own-data", "sample", "sports", "yelp"]
 LEAST_SYSTEMS = {"cemg", "popularity", "item_knn", "lightgcn", "gru4rec", "sasrec", "mmgrec", "tiger", "letter"}
@@ -101,7 +101,7 @@ def test_every_system_loads_over_every_recipe(name: str, system: str, tmp_path: 
     # Systems differ in what they are, not in what they are measured on or how.
     assert (recipe.prepare, recipe.evaluate, recipe.name, recipe.seed) == (plain.prepare, plain.evaluate, plain.name, plain.seed)
     if recipe.family == "sequential":
-        settings_type = NETWORKS[recipe.sequential.network][0]
+        settings_type = NETWORKS[recipe.sequential.network].config_class
         settings_type(num_items=10, **recipe.sequential.settings)
         assert set(recipe.sequential.settings) < set(settings_type.__annotations__)
     if system.partition("-")[0] in ("tiger", "letter"):

@@ -73,6 +73,7 @@ def export_model(
         examples=tuple(item_ids[:2]),
         items=len(item_ids),
         training=_training(run, model, dtype),
+        carries_code=model.carries_code,
         notice="" if model.carries_code else NEEDS_PACKAGE.format(system=recipe["system"]),
         dataset_repo=dataset_repo,
     )

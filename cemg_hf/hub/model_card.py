@@ -31,18 +31,18 @@ A generative recommender made with the Python package cemg_hf: {method}
 ## Use
 
 ```python
-from transformers import pipeline
+{package}from transformers import pipeline
 
-recommend = pipeline("next-item-recommendation", model="{name}", trust_remote_code=True)
+recommend = pipeline("next-item-recommendation", model="{name}"{trust})
 print(recommend({history}, top_k=10, exclude_history=True))
 ```
 
 or
 
 ```python
-from transformers import AutoModel
+{package}from transformers import AutoModel
 
-model = AutoModel.from_pretrained("{name}", trust_remote_code=True)
+model = AutoModel.from_pretrained("{name}"{trust})
 print(model.recommend({history}, k=10, exclude_history=True))
 ```
 
@@ -93,6 +93,9 @@ class CardModel:
     examples: tuple[str, ...] = field(metadata={"help": "Item ids of the catalogue for the examples."})
     items: int | None = field(default=None, metadata={"help": "Size of the catalogue; None: not known here."})
     training: str = field(default="", metadata={"help": "Sentences on how this one was trained."})
+    carries_code: bool = field(
+        default=True, metadata={"help": "Whether the folder holds the code that loads it; the examples import the package otherwise."}
+    )
     notice: str = field(default="", metadata={"help": "Paragraph below the description."})
     dataset_repo: str | None = field(default=None, metadata={"help": "Hub id of the data set it was trained on, where it is published."})
 
@@ -128,6 +131,8 @@ def model_card(model: CardModel, result: Mapping[str, Any], comparison: Mapping[
         title=model.title,
         description=recipe["description"],
         name=model.name,
+        package="" if model.carries_code else "import cemg_hf\n",
+        trust=", trust_remote_code=True" if model.carries_code else "",
         notice=f"\n{model.notice}\n" if model.notice else "",
         method=_method(recipe),
         items=f": {model.items:,} items" if model.items is not None else "",

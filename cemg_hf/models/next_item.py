@@ -17,6 +17,7 @@ from transformers.utils import cached_file
 
 from .cemg.dense_cemg import DenseSettings, next_item_loss
 from .cemg.search_cemg import evaluating
+from .cemg.tokenization_cemg import CEMGTokenizer
 
 ITEM_IDS_FILE = "item_ids.json"
 
@@ -46,6 +47,7 @@ class NextItemModel(PreTrainedModel):
     main_input_name = "items"
     item_ids: list[str] | None = None
     """The catalogue, by item index; saved and loaded with the model."""
+    _indexed: tuple[list[str], dict[str, int]] | None = None
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
@@ -90,40 +92,83 @@ class NextItemModel(PreTrainedModel):
         last = states[torch.arange(len(items), device=items.device), (items >= 0).sum(dim=1)]
         return last.float() @ vectors.float().T
 
-    @torch.inference_mode()
-    def recommend(
-        self, histories: Sequence[str] | Sequence[Sequence[str]], k: int = 10, *, exclude_history: bool = False
-    ) -> list[ScoredItem] | list[list[ScoredItem]]:
-        """The k best next items of each history of item ids, oldest first; of one history just its list.
+    def item_indices(self, history: Sequence[str], on_unknown: str = "error") -> Tensor:
+        """Indices (L,) int64 of the items of a history.
 
         Raises:
-            ValueError: no catalogue, or unknown item ids.
+            ValueError: no catalogue, or an id outside of it, unless `on_unknown="skip"` leaves it out.
         """
+        if on_unknown not in ("error", "skip"):
+            raise ValueError(f"on_unknown must be 'error' or 'skip', got {on_unknown!r}")
+        index = self._index
+        unknown = [item_id for item_id in history if item_id not in index]
+        if unknown and on_unknown == "error":
+            more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+            raise ValueError(
+                f"item id {unknown[0]!r}{more} is not among the {len(index)} items of the catalogue; "
+                "correct it, or pass on_unknown='skip' to leave unknown items out"
+            )
+        return torch.tensor([index[item_id] for item_id in history if item_id in index], dtype=torch.int64)
+
+    @property
+    def _index(self) -> dict[str, int]:
+        """Item id → index, made once for a catalogue."""
         if self.item_ids is None:
-            raise ValueError("the model has no catalogue; load it from a folder that holds item_ids.json")
-        place = {item: index for index, item in enumerate(self.item_ids)}
-        single = not histories or isinstance(histories[0], str)
-        lists: list[ScoredItem] | list[list[ScoredItem]] = []
-        for history in [histories] if single else histories:
-            unknown = [item for item in history if item not in place]
-            if unknown:
-                raise ValueError(f"not in the catalogue: {', '.join(map(str, unknown[:3]))}; leave unknown items out of the history")
-            indices = torch.tensor([[place[str(item)] for item in history]], dtype=torch.int64, device=self.device)
-            scores = self.scores(indices[:, -self.config.max_history :])[0]
-            if exclude_history:
-                scores[indices[0]] = -torch.inf
-            best, items = scores.topk(min(k, len(scores)))
-            found = [
-                ScoredItem(self.item_ids[item], score)
-                for item, score in zip(items.tolist(), best.tolist(), strict=True)
-                if score > -torch.inf
-            ]
-            lists.append(found)  # type: ignore[arg-type]
-        return lists[0] if single else lists  # type: ignore[return-value]
+            raise ValueError(f"the model has no catalogue; load it from a folder that holds {ITEM_IDS_FILE}")
+        if self._indexed is None or self._indexed[0] is not self.item_ids:
+            self._indexed = (self.item_ids, {item_id: row for row, item_id in enumerate(self.item_ids)})
+        return self._indexed[1]
+
+    @torch.inference_mode()
+    def recommend(
+        self,
+        histories: Sequence[str] | Sequence[Sequence[str]],
+        k: int = 10,
+        *,
+        exclude_history: bool = False,
+        batch_size: int = 64,
+        on_unknown: str = "error",
+    ) -> list[ScoredItem] | list[list[ScoredItem]]:
+        """The k best next items of each history, by the scores of the whole catalogue.
+
+        Args:
+            histories: item ids, oldest first, of one user or of a list of users. An empty history is a new user.
+            k: items per list; the list is shorter only when fewer items are possible.
+            exclude_history: leave out every item of the given history, also those before the last `max_history`.
+            batch_size: users per forward pass.
+            on_unknown: item ids that are not in the catalogue raise ("error") or are left out ("skip").
+
+        Returns: one list of `ScoredItem(item_id, score)` per history, best first; for one history just its list.
+
+        Raises:
+            ValueError: no catalogue, k or batch_size < 1, or unknown item ids.
+        """
+        if k < 1 or batch_size < 1:
+            raise ValueError(f"k must be at least 1, and batch_size too; got {k} and {batch_size}")
+        single = CEMGTokenizer.is_one_history(histories)
+        batch: list[Sequence[str]] = [histories] if single else list(histories)  # type: ignore[list-item]
+        known = [self.item_indices(history, on_unknown) for history in batch]
+        ids = list(self._index)
+        lists: list[list[ScoredItem]] = []
+        for first in range(0, len(known), batch_size):
+            part = known[first : first + batch_size]
+            scores = self.scores(_padded([rows[-self.config.max_history :] for rows in part], -1).to(self.device))
+            if exclude_history:  # padding stands in one more column, which is cut off again
+                left_out = scores.new_zeros(len(part), len(ids) + 1, dtype=torch.bool)
+                left_out.scatter_(1, _padded(part, len(ids)).to(self.device), True)
+                scores = scores.masked_fill(left_out[:, :-1], -torch.inf)
+            best, items = scores.topk(min(k, len(ids)), dim=1)
+            for values, row in zip(best.tolist(), items.tolist(), strict=True):
+                lists.append([ScoredItem(ids[item], score) for item, score in zip(row, values, strict=True) if score > -torch.inf])
+        return lists[0] if single else lists
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """As in transformers, with the catalogue of the same place."""
+        """As in transformers, with the catalogue of the same place.
+
+        Raises:
+            ValueError: a catalogue of another number of items than the network knows.
+        """
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         where = {key: kwargs[key] for key in ("cache_dir", "token", "revision", "local_files_only", "subfolder") if key in kwargs}
         path = cached_file(
@@ -134,7 +179,13 @@ class NextItemModel(PreTrainedModel):
             **where,
         )
         if path is not None:
-            (loaded[0] if isinstance(loaded, tuple) else loaded).item_ids = json.loads(Path(path).read_text(encoding="utf-8"))
+            model = loaded[0] if isinstance(loaded, tuple) else loaded
+            model.item_ids = json.loads(Path(path).read_text(encoding="utf-8"))
+            if len(model.item_ids) != model.config.num_items:
+                raise ValueError(
+                    f"{ITEM_IDS_FILE} holds {len(model.item_ids)} items and the network knows {model.config.num_items}; "
+                    "take the file that was saved with it"
+                )
         return loaded
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
@@ -142,3 +193,8 @@ class NextItemModel(PreTrainedModel):
         super().save_pretrained(save_directory, *args, **kwargs)
         if self.item_ids is not None:
             (Path(save_directory) / ITEM_IDS_FILE).write_text(json.dumps(self.item_ids), encoding="utf-8")
+
+
+def _padded(rows: list[Tensor], value: int) -> Tensor:
+    """(rows, longest) int64, padded at the end."""
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)

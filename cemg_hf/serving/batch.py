@@ -18,14 +18,21 @@ from ..artefacts import fingerprint, versions
 from ..errors import CEMGError
 from ..models.cemg import CEMGForConditionalGeneration, CEMGTokenizer
 from ..models.cemg.recommendation_cemg import DEFAULT_NUM_BEAMS
-from ..training.loading import open_model
+from ..models.next_item import NextItemModel
+from ..training.loading import open_recommender
 from ..training.ranking import rank_histories
+from ..training.scoring import rank_with_network
 from .histories import HistoryFiles
 from .loading import DTYPES
 from .parts import PartFolder
 from .processes import from_main_process, join_processes
 
 LIST_COLUMNS = ("item_ids", "scores")
+
+
+def _beams(k: int) -> int:
+    """Beams where none are asked for, as in `recommend`."""
+    return max(k, DEFAULT_NUM_BEAMS)
 
 
 @dataclass
@@ -45,7 +52,7 @@ class BatchConfig:
 
     def __post_init__(self) -> None:
         if self.num_beams is None:
-            self.num_beams = max(self.k, DEFAULT_NUM_BEAMS)
+            self.num_beams = _beams(self.k)
         if self.k < 1:
             raise CEMGError(f"k={self.k}: k must be at least 1")
         if self.num_beams < self.k:
@@ -96,7 +103,8 @@ def recommend_files(
     """Recommend to every user of a Parquet file, or of a folder of them.
 
     The output is a folder of Parquet files in the order of the input: the user ids as they came, `item_ids` (list of strings, best
-    first; shorter than k only where fewer items are possible) and `scores` (list of float32, Σ log p). All of the input is checked before
+    first; shorter than k only where fewer items are possible) and `scores` (list of float32, Σ log p; the product of state and item for
+    SASRec and GRU4Rec). All of the input is checked before
     anything is written. A run that was killed continues where it stood when it is called again, on any number of processes, and writes
     what it would have written.
 
@@ -116,13 +124,14 @@ def recommend_files(
     state, device = join_processes(config.device)
     source = HistoryFiles.open(histories, config.user_column, config.history_column)
     folder = PartFolder(Path(output), len(source), config.rows_per_part)
-    generator = open_model(model, config.dtype, device)
-    assert generator.tokenizer is not None
-    catalogue = pa.array(generator.tokenizer.item_ids, pa.large_string())
+    recommender = open_recommender(model, config.dtype, device)
+    if isinstance(recommender, NextItemModel) and config.num_beams != _beams(config.k):
+        raise CEMGError(f"num_beams={config.num_beams}: {model} scores every item and searches nothing; leave the beams out")
+    catalogue = pa.array(catalogue_of(recommender), pa.large_string())
 
     plan = from_main_process(state, lambda: _plan(source, folder, catalogue, model, config, overwrite))
     started = time.perf_counter()
-    _write_parts(state, generator, source, folder, catalogue, plan.left, config)
+    _write_parts(state, recommender, source, folder, catalogue, plan.left, config)
     return BatchReport(len(source), folder.count(plan.left), time.perf_counter() - started, plan.unknown)
 
 
@@ -143,7 +152,7 @@ def _plan(source: HistoryFiles, folder: PartFolder, catalogue: pa.Array, model: 
 
 def _write_parts(
     state: PartialState,
-    generator: CEMGForConditionalGeneration,
+    recommender: CEMGForConditionalGeneration | NextItemModel,
     source: HistoryFiles,
     folder: PartFolder,
     catalogue: pa.Array,
@@ -158,10 +167,10 @@ def _write_parts(
     with bar:
         for part, table in zip(mine, source.tables([folder.range(part) for part in mine]), strict=True):
             try:
-                written = _recommend(generator, source, table, catalogue, config, bar)
+                written = _recommend(recommender, source, table, catalogue, config, bar)
             except torch.OutOfMemoryError as error:
                 raise CEMGError(
-                    f"out of memory on {generator.device} with {config.batch_size} users at once; run the same command with a smaller "
+                    f"out of memory on {recommender.device} with {config.batch_size} users at once; run the same command with a smaller "
                     f"--batch-size, it goes on after the {folder.count(folder.written()):,} users in {folder.path}"
                 ) from error
             folder.write(part, written)
@@ -171,7 +180,7 @@ def _write_parts(
 
 
 def _recommend(
-    generator: CEMGForConditionalGeneration,
+    recommender: CEMGForConditionalGeneration | NextItemModel,
     source: HistoryFiles,
     table: pa.Table,
     catalogue: pa.Array,
@@ -179,20 +188,24 @@ def _recommend(
     bar: tqdm[Any],
 ) -> pa.Table:
     """The output's rows for one part of the input."""
-    ranked, scores = rank_histories(
-        generator,
-        source.items(table, catalogue),
-        config.k,
-        num_beams=config.num_beams,
-        exclude_history=config.exclude_history,
-        batch_size=config.batch_size,
-        progress=bar,
-    )
+    items = source.items(table, catalogue)
+    options: dict[str, Any] = {"exclude_history": config.exclude_history, "batch_size": config.batch_size, "progress": bar}
+    if isinstance(recommender, NextItemModel):
+        ranked, scores = rank_with_network(recommender, items, config.k, **options)
+    else:
+        ranked, scores = rank_histories(recommender, items, config.k, num_beams=config.num_beams, **options)
     found = ranked >= 0
     offsets = pa.array(np.concatenate([[0], np.cumsum(found.sum(axis=1))]), pa.int32())
     item_ids = catalogue.take(pa.array(ranked[found])).cast(pa.string())
     lists = [pa.ListArray.from_arrays(offsets, values) for values in (item_ids, pa.array(scores[found]))]
     return pa.table([source.users(table), *lists], names=[source.user_column, *LIST_COLUMNS])
+
+
+def catalogue_of(recommender: CEMGForConditionalGeneration | NextItemModel) -> list[str]:
+    """Item ids, by index."""
+    holder = recommender if isinstance(recommender, NextItemModel) else recommender.tokenizer
+    assert holder is not None and holder.item_ids is not None  # noqa: PT018 -- a model without its catalogue does not open
+    return holder.item_ids
 
 
 def model_fingerprint(model: str | Path) -> str:

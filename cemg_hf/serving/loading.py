@@ -11,7 +11,8 @@ from ..data.schema import normalise_items
 from ..errors import CEMGError
 from ..features.encoder import resolve_device
 from ..models.cemg import CEMGForConditionalGeneration
-from ..training.loading import open_model
+from ..models.next_item import NextItemModel
+from ..training.loading import open_model, open_recommender
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -27,12 +28,21 @@ def load_model(model: str, device: str = "cpu", dtype: str = "float32") -> CEMGF
     Raises:
         CEMGError: no such device or dtype; see `open_model`.
     """
+    return open_model(model, dtype, _place(device, dtype))
+
+
+def load_recommender(model: str, device: str = "cpu", dtype: str = "float32") -> CEMGForConditionalGeneration | NextItemModel:
+    """As `load_model`, for networks over whole items too (SASRec, GRU4Rec)."""
+    return open_recommender(model, dtype, _place(device, dtype))
+
+
+def _place(device: str, dtype: str) -> torch.device:
     if dtype not in DTYPES:
         raise CEMGError(f"dtype: {dtype!r} is none of {', '.join(DTYPES)}")
     place = resolve_device(device)
     if place.type == "cuda" and not torch.cuda.is_available():
         raise CEMGError(f"device: {device}, and torch finds no GPU here; use cpu or auto")
-    return open_model(model, dtype, place)
+    return place
 
 
 def load_titles(items: str | None) -> Mapping[str, str]:

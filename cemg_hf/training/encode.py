@@ -24,8 +24,9 @@ from ..features.projection import Projection, can_fit
 from ..features.store import MODALITIES, FeatureBlocks, write_features
 from ..features.text import TextConfig
 from .collaborative import CollaborativeConfig, train_collaborative
-from .sequential import NETWORKS, SequentialConfig, train_sequential
+from .loading import NETWORKS
 from .sequential import REPORT_NAME as TRAINING_REPORT_NAME
+from .sequential import SequentialConfig, train_sequential
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +179,7 @@ def _collaborative_vectors(config: EncodeConfig, prepared: PreparedDataset, seed
         result = train_collaborative(prepared, config.collaborative, seed)
         return RawFeatures(result.item_embeddings, result.mask), result.report
     folder = train_sequential(config.sequential, prepared.folder, work / config.sequential.network, seed)
-    model = NETWORKS[config.sequential.network][1].from_pretrained(folder)
+    model = NETWORKS[config.sequential.network].from_pretrained(folder)
     with torch.inference_mode():
         vectors = model.eval().item_vectors().float().numpy()
     report = json.loads((folder / TRAINING_REPORT_NAME).read_text(encoding="utf-8"))
@@ -191,7 +192,7 @@ def _collaborative_description(config: EncodeConfig, raw: RawFeatures) -> dict[s
     return {
         "modality": COLLABORATIVE,
         "kind": "lightgcn" if config.sequential is None else config.sequential.network,
-        "name": "LightGCN" if config.sequential is None else NETWORKS[config.sequential.network][1].__name__,
+        "name": "LightGCN" if config.sequential is None else NETWORKS[config.sequential.network].__name__,
         "settings": asdict(config.collaborative if config.sequential is None else config.sequential),
         "dimension": raw.vectors.shape[1],
         "fingerprint": fingerprint(raw.vectors.tobytes(), raw.mask.tobytes()),

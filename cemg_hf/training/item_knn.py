@@ -82,7 +82,7 @@ class ItemKNN:
             scores = torch.from_numpy((profile @ self.similarity).toarray())
             return scores.masked_fill(scores <= 0, -torch.inf)
 
-        return rank_by_scores(scores_of, cases, self.num_items, k, exclude_history=exclude_history, progress=progress)
+        return rank_by_scores(scores_of, cases.histories, self.num_items, k, exclude_history=exclude_history, progress=progress)
 
     @classmethod
     def fit(cls, data: PreparedDataset, config: ItemKNNConfig) -> ItemKNN:

@@ -94,7 +94,7 @@ class LightGCNRanker:
             scores = self.users[torch.from_numpy(cases.users[rows]).to(self.users.device)] @ self.items.T
             return scores.masked_fill(~self.known, -torch.inf)
 
-        return rank_by_scores(scores_of, cases, len(self.items), k, exclude_history=exclude_history, progress=progress)
+        return rank_by_scores(scores_of, cases.histories, len(self.items), k, exclude_history=exclude_history, progress=progress)
 
 
 def _made_of(data: PreparedDataset) -> str:

@@ -131,7 +131,7 @@ def _batches(
             raise CEMGError(f"without_streams: {error}") from error
     recent = histories.last(config.max_history)
     order = np.argsort(-recent.lengths, kind="stable")
-    with _bar(progress, len(order)) as bar:
+    with progress_bar(progress, len(order)) as bar:
         for first in range(0, len(order), batch_size):
             rows = order[first : first + batch_size]
             items = torch.from_numpy(pad(recent.take(rows)))
@@ -146,7 +146,7 @@ def _batches(
 
 
 @contextmanager
-def _bar(progress: str | tqdm[Any] | None, total: int) -> Iterator[tqdm[Any]]:
+def progress_bar(progress: str | tqdm[Any] | None, total: int) -> Iterator[tqdm[Any]]:
     """The caller's bar, left open, or one of its own under a label."""
     if isinstance(progress, tqdm):
         yield progress

@@ -217,7 +217,7 @@ def _train_graph(
         def scores_of(rows: IntArray) -> Tensor:
             return h_users[torch.from_numpy(cases.users[rows]).to(h_users.device)] @ h_items.T
 
-        return rank_by_scores(scores_of, cases, data.num_items, WIDTH, exclude_history=True)[0]
+        return rank_by_scores(scores_of, cases.histories, data.num_items, WIDTH, exclude_history=True)[0]
 
     report = train(
         encoder,

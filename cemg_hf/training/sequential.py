@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,24 +22,17 @@ from ..data.item_windows import ItemWindowCollator
 from ..data.splits import EvaluationCases
 from ..errors import CEMGError
 from ..evaluation.report import plot_training_curve
-from ..models.gru4rec import GRU4RecConfig, GRU4RecForNextItem
 from ..models.mscgrec import MSCGRecTokenizer
 from ..models.next_item import NextItemModel
-from ..models.sasrec import SASRecConfig, SASRecForNextItem
 from .dropout import use_byte_dropout
-from .loading import open_tokenizer
+from .loading import NETWORKS, open_tokenizer
 from .loop import LoopConfig, train
-from .ranking import pad
-from .scoring import rank_by_scores
+from .scoring import rank_with_network
 from .validation import WIDTH, Validation
 
 logger = logging.getLogger(__name__)
 
 REPORT_NAME = "training_report.json"
-NETWORKS: Mapping[str, tuple[type[Any], type[NextItemModel]]] = {
-    "sasrec": (SASRecConfig, SASRecForNextItem),
-    "gru4rec": (GRU4RecConfig, GRU4RecForNextItem),
-}
 
 
 @dataclass
@@ -131,7 +123,8 @@ def build_network(config: SequentialConfig, data: PreparedDataset, tokenizer: st
     Raises:
         CEMGError: settings that the network does not have or that cannot work, or a tokenizer without content vectors.
     """
-    settings_type, model_type = NETWORKS[config.network]
+    model_type = NETWORKS[config.network]
+    settings_type: Any = model_type.config_class
     known = set(settings_type.__annotations__) - {"model_type", "num_items", "content_dim"}  # the last two follow from the data
     unknown = sorted(set(config.settings) - known)
     if unknown:
@@ -180,7 +173,7 @@ class NetworkRanker:
         kind = str(json.loads(path.read_text(encoding="utf-8")).get("model_type")) if path.is_file() else ""
         if kind not in NETWORKS:
             raise CEMGError(f"{folder}: holds no {' or '.join(NETWORKS)}; train one with `cemg run … --system sasrec`")
-        model = NETWORKS[kind][1].from_pretrained(folder)
+        model = NETWORKS[kind].from_pretrained(folder)
         if model.item_ids != data.item_ids:
             raise CEMGError(f"{folder}: its catalogue is not that of {data.folder}; evaluate on the data set it was trained on")
         return cls(model.to("cuda" if torch.cuda.is_available() else "cpu").eval())
@@ -189,9 +182,4 @@ class NetworkRanker:
         self, cases: EvaluationCases, k: int, *, exclude_history: bool, progress: str | None = None
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """Item indices (cases, k), best first, −1 where there is no further item, and their scores."""
-        recent = cases.histories.last(self.model.config.max_history)
-
-        def scores_of(rows: npt.NDArray[np.int64]) -> torch.Tensor:
-            return self.model.scores(torch.from_numpy(pad(recent.take(rows))).to(self.model.device))
-
-        return rank_by_scores(scores_of, cases, self.model.config.num_items, k, exclude_history=exclude_history, progress=progress)
+        return rank_with_network(self.model, cases.histories, k, exclude_history=exclude_history, progress=progress)

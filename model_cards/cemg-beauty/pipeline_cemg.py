@@ -64,7 +64,7 @@ class NextItemRecommendationPipeline(Base):
 
     def __init__(self, model: Any, tokenizer: Any = None, *, local_files_only: bool = False, **kwargs: Any) -> None:
         if isinstance(tokenizer, str | os.PathLike):
-            tokenizer = CEMGTokenizer.from_pretrained(tokenizer, local_files_only=local_files_only)
+            tokenizer = model.item_tokenizer_class.from_pretrained(tokenizer, local_files_only=local_files_only)
         super().__init__(model, tokenizer, **{"batch_size": BATCH_SIZE, **kwargs})
         if self.tokenizer is None:
             raise ValueError("the model has no catalogue; load it from a folder that holds its tokenizer, or give tokenizer")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from typing import Any
 
@@ -51,3 +52,8 @@ def comparison(cases: int = 50) -> dict[str, Any]:
 def card_model(recipe: str = "sample", **changes: Any) -> CardModel:
     about = {"name": "org/cemg-shop", "recipe": asdict(load_recipe(recipe)), "examples": ("item-0001", "item-0002"), "items": 600}
     return CardModel(**(about | changes))
+
+
+def example_blocks(card: str) -> list[str]:
+    """The Python examples of a card."""
+    return re.findall(r"^```python\n(.*?)^```$", card, re.DOTALL | re.MULTILINE)

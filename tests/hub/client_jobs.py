@@ -59,6 +59,22 @@ def recommend(repo: str, histories: list[list[str]], cache_dir: str, revision: s
     }
 
 
+def example(block: str, folder: str, package: bool) -> str:
+    """What an example of a card prints where its model lies; without `package`, `cemg_hf` cannot be imported."""
+    import contextlib
+    import io
+    import os
+    import sys
+
+    if not package:
+        sys.modules["cemg_hf"] = None  # type: ignore[assignment]
+    os.chdir(folder)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(block, {})
+    return printed.getvalue()
+
+
 def tokenize(repo: str, history: list[str], cache_dir: str, revision: str | None = None) -> list[int]:
     import sys
 

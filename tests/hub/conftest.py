@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from command_samples import small_recipe, write_shop
+from hub_samples import write_stream_run
 from local_hub import Clients, LocalHub
 
 from cemg_hf.recipes import load_recipe
@@ -27,6 +28,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "dense.yaml").write_text(yaml.safe_dump(values))
     run(load_recipe(folder / "dense.yaml"), folder / "run", command=f"cemg run dense.yaml --output {folder / 'run'}")
     return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def streams(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of MSCGRec, whose model is not trained and whose figures are made up; no data set beside it."""
+    return write_stream_run(tmp_path_factory.mktemp("streams") / "run")
 
 
 @pytest.fixture

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from card_samples import example_blocks
 from huggingface_hub import ModelCard
+from local_hub import Clients
 from safetensors.torch import load_file
 from transformers import pipeline
 
@@ -14,6 +17,7 @@ from cemg_hf import CEMGForConditionalGeneration, NextItemRecommendationPipeline
 from cemg_hf.errors import CEMGError
 from cemg_hf.hub.export import HANDLER, REQUIREMENTS, export_model
 from cemg_hf.models import cemg
+from cemg_hf.training.loading import open_model
 
 
 def test_the_folder_recommends_as_the_run_does(finished: Path, tmp_path: Path) -> None:
@@ -48,6 +52,32 @@ def test_pipeline_and_endpoint_find_what_they_need(finished: Path, tmp_path: Pat
     history = pipe.tokenizer.item_ids[:3]
     expected = CEMGForConditionalGeneration.from_pretrained(finished / "model").recommend(history, k=5)
     assert [(item["item_id"], item["score"]) for item in pipe(history, top_k=5)] == expected
+
+
+@pytest.mark.parametrize("system", ["cemg", "mscgrec"])
+def test_the_examples_of_the_card_run_as_they_are_printed(
+    request: pytest.FixtureRequest, puller: Clients, tmp_path: Path, system: str
+) -> None:
+    """Each in a fresh process: by transformers alone where the folder carries its code, with the package where it does not."""
+    exported = export_model(request.getfixturevalue("finished" if system == "cemg" else "streams"), tmp_path / "published")
+    model = open_model(exported)
+    blocks = example_blocks((exported / "README.md").read_text())
+    assert len(blocks) == 2
+    expected = model.recommend(model.tokenizer.item_ids[:2], k=10, exclude_history=True)
+    for block in blocks:
+        printed = puller("example", block=block, folder=tmp_path, package=system == "mscgrec")
+        assert re.findall(r"item_id'?[:=] ?'([^']+)'", printed) == [item.item_id for item in expected]
+        assert ("trust_remote_code" in block, "import cemg_hf" in block) == ((True, False) if system == "cemg" else (False, True))
+
+
+def test_a_folder_without_code_holds_what_its_card_says(streams: Path, tmp_path: Path) -> None:
+    exported = export_model(streams, tmp_path / "published")
+    assert not [path.name for path in exported.iterdir() if path.suffix == ".py" or path.name == "requirements.txt"]
+    assert "auto_map" not in json.loads((exported / "config.json").read_text())
+    card = ModelCard.load(exported / "README.md")
+    assert "the folder holds no code, and loads where cemg_hf is installed and imported" in card.text
+    assert "trust_remote_code" not in card.text
+    assert "| **mscgrec** |" in card.text
 
 
 def test_results_of_others_and_of_a_published_data_set(finished: Path, tmp_path: Path) -> None:

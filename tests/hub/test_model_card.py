@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import yaml
-from card_samples import card_model, comparison, result
+from card_samples import card_model, comparison, example_blocks, result
 from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from cemg_hf.errors import CEMGError
@@ -67,7 +67,7 @@ def test_cost_by_stage_or_what_is_known() -> None:
 
 def test_the_examples_parse_and_load_the_name_given() -> None:
     card = model_card(card_model(), result())
-    blocks = re.findall(r"^```python\n(.*?)^```$", card, re.DOTALL | re.MULTILINE)
+    blocks = example_blocks(card)
     assert len(blocks) == 2
     for block in blocks:
         ast.parse(block)

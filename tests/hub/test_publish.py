@@ -54,6 +54,17 @@ def test_a_dry_run_lists_files_and_sizes_and_needs_no_network(finished: Path) ->
     assert f"dataset org/shop-data: {len(DATA_FILES)} files" in said
 
 
+def test_a_model_that_carries_no_code_is_published_without_any(
+    streams: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcome = Command(monkeypatch, capsys)("publish", streams, "--repo", "org/streams", "--dry-run")
+    assert outcome.status == 0, outcome
+    listed = {line.split()[1] for line in outcome.output.splitlines() if line.startswith(" ")}
+    made = {"README.md", "recipe.yaml"}
+    assert listed == made | {path.name for path in (streams / "model").iterdir() if path.name != "training_report.json"}
+    assert {"config.json", "model.safetensors", "item_ids.json", "tokenizer_config.json"} < listed
+
+
 def test_a_dry_run_says_all_that_is_refused_and_publishing_stops_before_the_network(run: Path) -> None:
     licensed(run / "dataset", "other")
     (run / "dataset" / "notes.md").write_text("a token:\nhf_" + "aB3" * 12 + "\n")

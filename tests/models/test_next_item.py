@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoConfig, AutoModel
 
 from cemg_hf.models.cemg.dense_cemg import next_item_loss
 from cemg_hf.models.gru4rec import GRU4RecConfig, GRU4RecForNextItem
@@ -86,8 +87,46 @@ def test_excluded_histories_never_come_out_also_where_they_were_cut_off(model: N
     assert model.recommend(model.item_ids, exclude_history=True) == []
 
 
+def test_batches_change_nothing_and_unknown_items_may_be_left_out(model: NextItemModel) -> None:
+    expected = model.recommend(HISTORIES, k=6, exclude_history=True)
+    for size in (1, 2, 3):
+        for found, whole in zip(model.recommend(HISTORIES, k=6, exclude_history=True, batch_size=size), expected, strict=True):
+            assert [item.item_id for item in found] == [item.item_id for item in whole]
+            assert [item.score for item in found] == pytest.approx([item.score for item in whole], abs=1e-5)
+    assert model.recommend(["gone", "i3", "lost", "i1"], on_unknown="skip") == model.recommend(["i3", "i1"])
+    assert model.recommend([], on_unknown="skip") == model.recommend(["gone"], on_unknown="skip")
+
+
+@pytest.mark.parametrize(
+    ("histories", "options", "message"),
+    [
+        (["i1"], {"k": 0}, "k must be at least 1"),
+        (["i1"], {"on_unknown": "ignore"}, "'error' or 'skip'"),
+        ("i1", {}, "got the string 'i1'"),
+        ([["i1"], "i2"], {}, "not a mixture"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(model: NextItemModel, histories, options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        model.recommend(histories, **options)
+
+
+def test_a_new_catalogue_is_known_at_once(model: NextItemModel) -> None:
+    places = [int(item.item_id[1:]) for item in model.recommend(["i1"], k=4)]
+    model.item_ids = [f"x{item}" for item in range(NUM_ITEMS)]
+    assert [item.item_id for item in model.recommend(["x1"], k=4)] == [f"x{place}" for place in places]
+
+
+def test_auto_classes_know_it_by_its_folder(model: NextItemModel, tmp_path) -> None:
+    model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert type(loaded) is type(model)
+    assert loaded.recommend(HISTORIES[0], k=5) == model.recommend(HISTORIES[0], k=5)
+    assert type(AutoConfig.from_pretrained(tmp_path)) is type(model.config)
+
+
 def test_unknown_items_and_a_missing_catalogue_are_errors(model: NextItemModel) -> None:
-    with pytest.raises(ValueError, match="not in the catalogue: gone, lost; leave unknown items out"):
+    with pytest.raises(ValueError, match="item id 'gone' and 1 more is not among the 20 items of the catalogue"):
         model.recommend(["i1", "gone", "lost"])
     model.item_ids = None
     with pytest.raises(ValueError, match=r"no catalogue; load it from a folder that holds item_ids\.json"):
@@ -115,6 +154,13 @@ def test_a_folder_without_a_catalogue_loads_without_one(model: NextItemModel, tm
     model.save_pretrained(tmp_path)
     assert not (tmp_path / "item_ids.json").exists()
     assert type(model).from_pretrained(tmp_path).item_ids is None
+
+
+def test_a_catalogue_of_another_model_is_refused(model: NextItemModel, tmp_path) -> None:
+    model.save_pretrained(tmp_path)
+    (tmp_path / "item_ids.json").write_text(json.dumps(model.item_ids[1:]))
+    with pytest.raises(ValueError, match=r"item_ids\.json holds 19 items and the network knows 20"):
+        type(model).from_pretrained(tmp_path)
 
 
 def test_a_subfolder_brings_its_own_catalogue(model: NextItemModel, tmp_path) -> None:

@@ -3,15 +3,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 from serving_samples import ADMIN, HeldModel, same_ranking, served, small_model, wait_for
+from stream_samples import growing_stream_tokenizer, raw_vectors, stream_generator
 
 from cemg_hf import Recommendation
 from cemg_hf.errors import CEMGError
+from cemg_hf.serving.loading import load_model
 
 LIMITS = {"max_history": 6, "max_k": 25, "max_beams": 40, "max_filter": 5, "max_requests": 4, "max_body_mb": 0.002}
 
@@ -52,6 +55,25 @@ def test_an_answer_is_that_of_the_model(client: TestClient) -> None:
     assert same_ranking(found, model.recommend(["item1", "item2"], k=8, num_beams=30))
     assert answer["catalogue"] == model.tokenizer.catalogue_fingerprint
     assert answer["unknown"] == []
+
+
+def test_code_streams_are_served_and_grow(tmp_path: Path) -> None:
+    stream_generator(growing_stream_tokenizer()).save_pretrained(tmp_path)
+    expected = stream_generator(growing_stream_tokenizer())
+    with served(lambda: load_model(str(tmp_path)), folder=tmp_path) as (client, _):
+        body = {"history": ["item1", "item3", "item0"], "k": 8, "exclude_history": True, "denied_items": ["item2"]}
+        found = client.post("/recommend", json=body).json()["recommendations"]
+        options = {"k": 8, "exclude_history": True, "denied_items": ["item2"]}
+        listed = [Recommendation(entry["item_id"], entry["score"]) for entry in found]
+        assert same_ranking(listed, expected.recommend(body["history"], **options))
+        vectors = {name: rows.tolist() for name, rows in raw_vectors(1).items()}
+        added = client.post("/catalogue/items", json={"item_ids": ["new0"], "vectors": vectors}, headers=ADMIN)
+        assert added.status_code == 200, added.text
+        assert client.get("/catalogue").json()["new_item_ids"] == ["new0"]
+        only = client.post("/recommend", json={"history": ["new0"], "allowed_items": ["new0", "item1"]}).json()["recommendations"]
+        assert {entry["item_id"] for entry in only} == {"new0", "item1"}
+        assert client.post("/catalogue/reload", headers=ADMIN).status_code == 200
+        assert client.get("/catalogue").json()["new_items"] == 0
 
 
 def test_left_out_settings_are_those_of_recommend(client: TestClient) -> None:

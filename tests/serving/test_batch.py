@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from command_samples import save_model
+from command_samples import save_model, save_network
 from history_samples import ITEM_IDS, contents, random_histories, write_users, write_world
+from stream_samples import stream_generator
 
 from cemg_hf import CEMGForConditionalGeneration
 from cemg_hf.errors import CEMGError
@@ -66,6 +67,31 @@ def test_lists_are_those_of_recommend(world, tmp_path: Path, changes: dict[str, 
     options = {"k": config.k, "exclude_history": config.exclude_history, "num_beams": config.num_beams}
     assert [] in histories, "new users are among them"
     assert_same_lists(lists(tmp_path / "recs.parquet"), generator.recommend(histories, **options))
+
+
+def test_code_streams_answer_files_too(tmp_path: Path) -> None:
+    model = stream_generator()
+    model.save_pretrained(tmp_path / "model")
+    histories = [["item1", "item3", "item0"], [], ["item5"] * 9, [f"item{row}" for row in range(10, 19)]]
+    users = write_users(tmp_path / "users.parquet", histories)
+    recommend_files(tmp_path / "model", users, tmp_path / "recs", settings(exclude_history=True))
+    assert_same_lists(lists(tmp_path / "recs"), model.recommend(histories, k=5, exclude_history=True))
+
+
+@pytest.mark.parametrize("kind", ["sasrec", "gru4rec"])
+@pytest.mark.parametrize("exclude", [False, True])
+def test_networks_over_whole_items_answer_files_too(world, tmp_path: Path, kind: str, exclude: bool) -> None:
+    _, users, histories = world
+    network = save_network(tmp_path / "model", ITEM_IDS, kind)
+    report = recommend_files(tmp_path / "model", users, tmp_path / "recs", settings(exclude_history=exclude))
+    assert report.users == 50
+    assert_same_lists(lists(tmp_path / "recs"), network.recommend(histories, k=5, exclude_history=exclude))
+    (tmp_path / "recs" / "part-00002.parquet").unlink()
+    assert recommend_files(tmp_path / "model", users, tmp_path / "recs", settings(exclude_history=exclude)).users_now == 8
+    other = save_network(tmp_path / "other", ITEM_IDS[::-1], kind)
+    with pytest.raises(CEMGError, match="other model"):
+        recommend_files(tmp_path / "other", users, tmp_path / "recs", settings(exclude_history=exclude))
+    assert other.item_ids == ITEM_IDS[::-1]
 
 
 def test_lists_end_where_items_run_out(world, tmp_path: Path) -> None:

@@ -144,7 +144,15 @@ class MSCGRecTokenizer(CEMGTokenizer):
         return super().geometry() | {"streams": self.streams}
 
     def with_layout(self, *, base_vocab_size: int, max_history: int, decoded: str | None = None) -> MSCGRecTokenizer:
-        """As `CEMGTokenizer.with_layout`; `decoded` names the stream that comes first, the one to write (default: the one that does).
+        """The same catalogue and codes for another backbone or history length, as `CEMGTokenizer.with_layout`, or to write another stream.
+
+        Args:
+            base_vocab_size: tokens of the backbone, which the code tokens follow.
+            max_history: items of a history that are read, the most recent ones.
+            decoded: the stream that comes first, the one to write (default: the one that does).
+
+        Returns:
+            A new tokenizer; no item of it is new.
 
         Raises:
             ValueError: no such stream.
@@ -183,6 +191,13 @@ class MSCGRecTokenizer(CEMGTokenizer):
         The stream that is written needs something to code for every new item: its own modality or, if it is the collaborative one, the
         vector that the content head predicts. Histories show what an item has; a predicted vector is for writing it, and stands in them
         as missing, as for the items that training knew no collaborative vector of.
+
+        Args:
+            item_ids, vectors, masks: as there.
+            collaborative: an item without a collaborative vector gets the one that the content head "predicted", or stays "masked".
+
+        Returns:
+            The new items' codes in the written stream, and how many of them lie beside their nearest code.
 
         Raises:
             ValueError: as there, no networks behind the streams, or an item without what the written stream codes. The tokenizer is left

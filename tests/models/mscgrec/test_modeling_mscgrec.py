@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from dense_samples import tower
@@ -19,7 +21,7 @@ from stream_samples import (
 from transformers import AutoModel, AutoModelForSeq2SeqLM, T5Config, T5ForConditionalGeneration, pipeline
 
 from cemg_hf.models.cemg.modeling_cemg import items_before
-from cemg_hf.models.mscgrec import MSCGRecForConditionalGeneration
+from cemg_hf.models.mscgrec import MSCGRecForConditionalGeneration, MSCGRecTokenizer
 from cemg_hf.training.loading import open_model, open_tokenizer
 
 KINDS = pytest.mark.parametrize(
@@ -138,6 +140,26 @@ def test_a_saved_model_ranks_the_same(tmp_path, dual_positions):
     assert not list(tmp_path.glob("*.py"))
     task = pipeline("next-item-recommendation", model=str(tmp_path))
     assert [item["item_id"] for item in task(HISTORIES[0], top_k=10)] == [item.item_id for item in expected[0]]
+
+
+def test_a_pipeline_takes_another_state_of_the_catalogue_from_a_folder(tmp_path):
+    model = stream_generator(growing_stream_tokenizer())
+    model.save_pretrained(tmp_path / "model")
+    model.tokenizer.add_items(["new0"], raw_vectors(1))
+    model.tokenizer.save_pretrained(tmp_path / "grown")
+    task = pipeline("next-item-recommendation", model=str(tmp_path / "model"), tokenizer=str(tmp_path / "grown"), device="cpu")
+    assert isinstance(task.tokenizer, MSCGRecTokenizer)
+    found = task(["new0", "item1"], top_k=ITEMS + 1)
+    expected = model.recommend(["new0", "item1"], k=ITEMS + 1)
+    assert [item["item_id"] for item in found] == [item.item_id for item in expected]
+    assert [item["score"] for item in found] == pytest.approx([item.score for item in expected], abs=1e-5)
+    assert {item["item_id"] for item in found} == set(model.tokenizer.item_ids)
+    assert all(model.tokenizer.decode_items(model.tokenizer.convert_tokens_to_ids(codes(item))) == [item["item_id"]] for item in found)
+
+
+def codes(item: dict) -> list[str]:
+    """The tokens of a recommendation of the pipeline."""
+    return re.findall(r"<[^>]+>", item["codes"])
 
 
 def test_a_model_of_other_streams_or_another_order_is_refused(tmp_path):

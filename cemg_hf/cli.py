@@ -323,7 +323,7 @@ def evaluate(
 def compare(
     places: Annotated[list[str], typer.Argument(help="Run folders or files of results; NAME=PLACE gives a run a name of its own.")],
     output: Output = Path("comparison"),
-    metric: Annotated[str, typer.Option(help="What the systems are tested by: hr@K or ndcg@K.")] = "ndcg@10",
+    metric: Annotated[str, typer.Option(help="What the systems are tested by: hr@K, ndcg@K or mrr@K.")] = "ndcg@10",
     slice_name: Annotated[str, typer.Option("--slice", help="The cases they are tested on.")] = "test_excluding_history",
 ) -> None:
     """Compare systems on the same test cases: intervals, paired tests, beyond accuracy; write compare.json, compare.md and compare.png."""

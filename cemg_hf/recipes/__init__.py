@@ -53,6 +53,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.family not in (CEMG, *FAMILIES):
             raise CEMGError(f"family: {self.family!r} is no kind of model; choose one of {', '.join([CEMG, *FAMILIES])}")
+        if self.family == CEMG:
+            self.evaluate.check_beams()
 
 
 def recipe_names() -> list[str]:

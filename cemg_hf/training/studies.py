@@ -275,7 +275,7 @@ class Study:
                     rows.setdefault(name, about | {"seeds": []})
                     otherwise = "another process is at it" if key in self.elsewhere else "out of time"
                     not_run[name] = {"seeds": missing, "reason": self.failed.get(key, otherwise)}
-        mean, std = over_seeds({row: _in_common(seeds) for row, seeds in values.items()})
+        mean, std = over_seeds(values)
         several = {row: std[row] for row in std if len(values[row]) > 1}
         return result_envelope(
             mean,
@@ -332,11 +332,6 @@ class Study:
         if self.config.question in ("rq3", STREAMS):
             about["latency"] = asdict(LatencyConfig()) | {"threads": torch.get_num_threads()}
         return about
-
-
-def _in_common(seeds: Sequence[SliceValues]) -> list[SliceValues]:
-    """The slices that were measured under every seed."""
-    return [{part: one[part] for part in one if all(part in other for other in seeds)} for one in seeds]
 
 
 def run_study(config: StudyConfig, command: str = "") -> dict[str, Any]:

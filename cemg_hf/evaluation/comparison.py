@@ -92,13 +92,14 @@ def compare(
 
     Args:
         runs: what `read_runs` read.
-        metric: "hr@K", "ndcg@K" or "mrr@K", what the pairs are tested by. A run that was evaluated without it gets it from its predictions; a
-            row without predictions is shown with what it has.
+        metric: "hr@K", "ndcg@K" or "mrr@K", what the pairs are tested by. A run that was evaluated without it gets it from its
+            predictions; a row without predictions is shown with what it has.
         slice_name: the cases they are tested on.
         resamples, seed: of the paired bootstrap.
 
     Raises:
-        CEMGError: nothing to compare, an unknown metric or slice, lists too short for the metric, or runs of different test cases, catalogues or protocols.
+        CEMGError: nothing to compare, an unknown metric or slice, lists too short for the metric, or runs of different test cases,
+            catalogues or protocols.
     """
     if not runs:
         raise CEMGError("runs: none given; name at least one run folder or file of results")
@@ -273,8 +274,8 @@ def _check_metric(runs: Sequence[MeasuredRun], metric: str, slice_name: str) -> 
         places = int(k) if run.predictions is None else run.predictions.ranked.shape[1]
         if places < int(k):
             raise CEMGError(
-                f"metric: {metric!r} is not in {run.source}, and its lists of {places} are too short for it; evaluate the system again with "
-                f"{k} among evaluate.ks"
+                f"metric: {metric!r} is not in {run.source}, and its lists of {places} are too short for it; evaluate the system again "
+                f"with {k} among evaluate.ks"
             )
     if lacking and not any(metric in run.metrics[slice_name] or run.predictions is not None for run in runs):
         known = [one for one in lacking[0].metrics[slice_name] if one.partition("@")[0] in METRICS]

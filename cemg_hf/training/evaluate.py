@@ -52,7 +52,8 @@ class EvaluateConfig:
             raise CEMGError(f"ks: {self.ks} names a cut-off twice; name each once")
         if DESCRIBED_AT not in self.ks:
             raise CEMGError(
-                f"ks: {self.ks} lacks {DESCRIBED_AT}, at which figures, tables, cards, studies and `cemg compare` look unless told otherwise; add it"
+                f"ks: {self.ks} lacks {DESCRIBED_AT}, at which figures, tables, cards, studies and `cemg compare` look unless told "
+                "otherwise; add it"
             )
 
     def as_settings(self) -> dict[str, Any]:
@@ -66,7 +67,8 @@ class EvaluateConfig:
         """Raise a CEMGError if a generator's search cannot fill the lists, before anything is trained or loaded."""
         if self.num_beams < max(self.ks):
             raise CEMGError(
-                f"num_beams = {self.num_beams}: cannot fill lists of {max(self.ks)}, the largest of ks; use at least as many beams, or smaller ks"
+                f"num_beams = {self.num_beams}: cannot fill lists of {max(self.ks)}, the largest of ks; use at least as many beams, or "
+                "smaller ks"
             )
 
 

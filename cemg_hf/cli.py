@@ -65,7 +65,9 @@ def run(
         Path | None, typer.Option("--output", "-o", help="Run folder (default: runs/<recipe name>, with -<system> for another than CEMG).")
     ] = None,
     system: Annotated[str, typer.Option(help="The system to train: cemg, or one to compare with (`cemg recipes` lists them).")] = "cemg",
-    interactions: Annotated[str | None, typer.Option(help="Interactions: Parquet, CSV, JSON lines, .inter, `datasets` folder or Hub id.")] = None,
+    interactions: Annotated[
+        str | None, typer.Option(help="Interactions: Parquet, CSV, JSON lines, .inter, `datasets` folder or Hub id.")
+    ] = None,
     items: Annotated[str | None, typer.Option(help="Your items, in any of the same formats.")] = None,
     images: Annotated[str | None, typer.Option(help="Folder with your images, named <item_id>.jpg, .png, …")] = None,
     until: Annotated[str, typer.Option(help="Last stage to run: prepare, encode, tokenize, finetune (train) or evaluate.")] = "evaluate",

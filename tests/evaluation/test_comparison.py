@@ -193,7 +193,7 @@ def test_values_behind_the_pairs_agree_with_ranx(tmp_path: Path) -> None:
     }
     expected = evaluate(qrels, Run(ranked), ["hit_rate@10", "ndcg@10", "mrr@10"])
     metrics = found.systems[0].metrics["test"]
-    theirs = expected["hit_rate@10"], expected["ndcg@10"], expected["mrr@10"]  # type: ignore[index]
+    theirs = expected["hit_rate@10"], expected["ndcg@10"], expected["mrr@10"]
     assert (metrics["hr@10"], metrics["ndcg@10"], metrics["mrr@10"]) == pytest.approx(theirs)
 
 

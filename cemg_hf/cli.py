@@ -65,7 +65,9 @@ def run(
         Path | None, typer.Option("--output", "-o", help="Run folder (default: runs/<recipe name>, with -<system> for another than CEMG).")
     ] = None,
     system: Annotated[str, typer.Option(help="The system to train: cemg, or one to compare with (`cemg recipes` lists them).")] = "cemg",
-    interactions: Annotated[str | None, typer.Option(help="Interactions: Parquet, CSV, JSON lines, `datasets` folder or Hub id.")] = None,
+    interactions: Annotated[
+        str | None, typer.Option(help="Interactions: Parquet, CSV, JSON lines, .inter, `datasets` folder or Hub id.")
+    ] = None,
     items: Annotated[str | None, typer.Option(help="Your items, in any of the same formats.")] = None,
     images: Annotated[str | None, typer.Option(help="Folder with your images, named <item_id>.jpg, .png, …")] = None,
     until: Annotated[str, typer.Option(help="Last stage to run: prepare, encode, tokenize, finetune (train) or evaluate.")] = "evaluate",
@@ -323,7 +325,7 @@ def evaluate(
 def compare(
     places: Annotated[list[str], typer.Argument(help="Run folders or files of results; NAME=PLACE gives a run a name of its own.")],
     output: Output = Path("comparison"),
-    metric: Annotated[str, typer.Option(help="What the systems are tested by: hr@K or ndcg@K.")] = "ndcg@10",
+    metric: Annotated[str, typer.Option(help="What the systems are tested by: hr@K, ndcg@K or mrr@K.")] = "ndcg@10",
     slice_name: Annotated[str, typer.Option("--slice", help="The cases they are tested on.")] = "test_excluding_history",
 ) -> None:
     """Compare systems on the same test cases: intervals, paired tests, beyond accuracy; write compare.json, compare.md and compare.png."""

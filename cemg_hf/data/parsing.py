@@ -75,8 +75,8 @@ def numbers(column: pl.Series) -> pl.Series:
 
 
 def texts(column: pl.Series) -> pl.Series:
-    """Stripped strings; a list of paragraphs is joined by spaces; blank becomes null."""
-    if isinstance(column.dtype, pl.List):
+    """Stripped strings; a list of paragraphs is joined by spaces; blank becomes null. A list of floats is a vector, not text."""
+    if isinstance(column.dtype, pl.List) and not column.dtype.inner.is_float():
         column = column.cast(pl.List(pl.String)).list.drop_nulls().list.join(" ")
     elif column.dtype.is_nested() or column.dtype in (pl.Binary, pl.Object):
         raise UnreadableColumn(f"holds {column.dtype}, expected text")
@@ -95,7 +95,7 @@ def categories(column: pl.Series) -> pl.Series:
         column = _lists_from_strings(column)
     while isinstance(column.dtype, pl.List) and isinstance(column.dtype.inner, pl.List):
         column = column.to_frame("c").select(pl.col("c").list.eval(pl.element().explode())).to_series()
-    if not isinstance(column.dtype, pl.List) or column.dtype.inner.is_nested():
+    if not isinstance(column.dtype, pl.List) or column.dtype.inner.is_nested() or column.dtype.inner.is_float():
         raise UnreadableColumn(f'holds {column.dtype}, expected lists of strings, JSON lists or strings such as "a|b"')
     cleaned = column.cast(pl.List(pl.String)).to_frame("c").select(pl.col("c").list.eval(pl.element().str.strip_chars()))
     kept = cleaned.select(pl.col("c").list.eval(pl.element().filter(pl.element() != "")).list.unique(maintain_order=True)).to_series()

@@ -39,7 +39,8 @@ class PrepareConfig:
     interactions: str = field(
         default=SAMPLE,
         metadata={
-            "help": 'Parquet, CSV or JSON lines file, `datasets` folder or Hub id ("org/name:config"); "sample" is the built-in shop.'
+            "help": 'Parquet, CSV, JSON lines or RecBole\'s atomic file, `datasets` folder or Hub id (org/name:config); "sample" is the '
+            "built-in shop."
         },
     )
     items: str | None = field(default=None, metadata={"help": "The same for the items; null: identifiers only, no text, no images."})

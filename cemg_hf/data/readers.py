@@ -1,4 +1,4 @@
-"""One reader for every kind of table: Parquet, CSV, JSON lines, a `datasets` folder, a data set on the Hub."""
+"""One reader for every kind of table: Parquet, CSV, JSON lines, RecBole's atomic files, a `datasets` folder, a data set on the Hub."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import polars as pl
 
 from ..errors import CEMGError
+from .atomic_files import ATOMIC_SUFFIXES, read_atomic_file
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +21,8 @@ PARQUET_SUFFIXES = (".parquet", ".pq")
 DELIMITED_SUFFIXES = {".csv": ",", ".tsv": "\t"}
 JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
 SUPPORTED = (
-    "Parquet (.parquet), CSV (.csv, .tsv, also .gz), JSON lines (.jsonl, .ndjson, also .gz), a `datasets` folder or a Hub id (org/name)"
+    "Parquet (.parquet), CSV (.csv, .tsv, also .gz), JSON lines (.jsonl, .ndjson, also .gz), RecBole's atomic files (.inter, .item, also "
+    ".gz), a `datasets` folder or a Hub id (org/name)"
 )
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -30,7 +32,7 @@ def read_table(source: str | Path, kind: str | None = None) -> pl.DataFrame:
     """Read a whole table.
 
     CSV columns arrive as strings, so that an identifier such as "007" stays what it is; typing is the schema's work. The `datasets`
-    Image feature arrives as struct{bytes, path}, never decoded.
+    Image feature arrives as struct{bytes, path}, never decoded. For the types of atomic files see `read_atomic_file`.
 
     Args:
         source: a file (its type is told by its suffix), a folder that `datasets.load_from_disk` or `load_dataset` opens, or a Hub id
@@ -74,7 +76,8 @@ def _split_config(source: str) -> tuple[Path, str | None]:
 def _table_suffix(path: Path) -> str | None:
     """The suffix that tells the format, ".gz" set aside, or None."""
     name = path.name.lower().removesuffix(".gz")
-    return next((suffix for suffix in (*PARQUET_SUFFIXES, *DELIMITED_SUFFIXES, *JSON_LINES_SUFFIXES) if name.endswith(suffix)), None)
+    known = (*PARQUET_SUFFIXES, *DELIMITED_SUFFIXES, *JSON_LINES_SUFFIXES, *ATOMIC_SUFFIXES)
+    return next((suffix for suffix in known if name.endswith(suffix)), None)
 
 
 def _read_file(path: Path) -> pl.DataFrame:
@@ -88,6 +91,8 @@ def _read_file(path: Path) -> pl.DataFrame:
             return pl.read_parquet(path)
         if suffix in DELIMITED_SUFFIXES:
             return pl.read_csv(path, separator=DELIMITED_SUFFIXES[suffix], infer_schema=False)
+        if suffix in ATOMIC_SUFFIXES:
+            return read_atomic_file(path)
         return _read_json_lines(path)
     except pl.exceptions.NoDataError as error:
         raise CEMGError(f"{path}: the file is empty; give a file with at least one row") from error

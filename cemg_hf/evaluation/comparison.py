@@ -19,11 +19,11 @@ from .metrics import METRICS, hit_ranks, per_case_metrics
 from .predictions import Predictions
 from .protocol import EXCLUDING, cold_start_slices
 from .report import SliceIntervals, SliceValues
+from .rescoring import DEFAULT_COLD_THRESHOLD, with_metric
 from .runs import MeasuredRun
 from .seeds import sample_std
 
 DEFAULT_METRIC, DEFAULT_SLICE = "ndcg@10", "test_excluding_history"
-DEFAULT_COLD_THRESHOLD = 5
 RESAMPLES = 10_000
 """Of the paired tests: a p-value of 1e-4 must be possible, because Holm multiplies the smallest by the number of pairs."""
 
@@ -59,7 +59,7 @@ class ComparedPair:
 class Comparison:
     """Systems and the differences between those whose predictions are there."""
 
-    metric: str = field(metadata={"help": "What the pairs are compared by, such as ndcg@10."})
+    metric: str = field(metadata={"help": "What the pairs are compared by, such as ndcg@10 or mrr@10."})
     slice: str = field(metadata={"help": "The cases they are compared on."})
     systems: list[ComparedSystem] = field(metadata={"help": "One entry per row."})
     pairs: list[ComparedPair] = field(metadata={"help": "Every two systems with predictions."})
@@ -92,17 +92,20 @@ def compare(
 
     Args:
         runs: what `read_runs` read.
-        metric: "hr@K" or "ndcg@K", what the pairs are tested by.
+        metric: "hr@K", "ndcg@K" or "mrr@K", what the pairs are tested by. A run that was evaluated without it gets it from its
+            predictions; a row without predictions is shown with what it has.
         slice_name: the cases they are tested on.
         resamples, seed: of the paired bootstrap.
 
     Raises:
-        CEMGError: nothing to compare, an unknown metric or slice, or runs of different test cases, catalogues or protocols.
+        CEMGError: nothing to compare, an unknown metric or slice, lists too short for the metric, or runs of different test cases,
+            catalogues or protocols.
     """
     if not runs:
         raise CEMGError("runs: none given; name at least one run folder or file of results")
     _check_same_protocol(runs)
     _check_metric(runs, metric, slice_name)
+    runs = [with_metric(run, metric) for run in runs]
     cases = _SharedCases(runs)
     groups = _grouped(runs)
     systems, values = [], {}
@@ -262,13 +265,21 @@ def _check_same_protocol(runs: Sequence[MeasuredRun]) -> None:
 def _check_metric(runs: Sequence[MeasuredRun], metric: str, slice_name: str) -> None:
     name, _, k = metric.partition("@")
     if name not in METRICS or not k.isdecimal():
-        raise CEMGError(f"metric: {metric!r} has no value per user that could be tested; choose hr@K or ndcg@K, such as ndcg@10")
+        raise CEMGError(f"metric: {metric!r} has no value per user that could be tested; choose hr@K, ndcg@K or mrr@K, such as ndcg@10")
     for run in runs:
         if slice_name not in run.metrics:
             raise CEMGError(f"slice: {slice_name!r} is not in {run.source}; it has {', '.join(run.metrics)}")
-        if metric not in run.metrics[slice_name]:
-            known = [one for one in run.metrics[slice_name] if one.partition("@")[0] in METRICS]
-            raise CEMGError(f"metric: {metric!r} is not in {run.source}; it has {', '.join(known)}")
+    lacking = [run for run in runs if metric not in run.metrics[slice_name]]
+    for run in lacking:
+        places = int(k) if run.predictions is None else run.predictions.ranked.shape[1]
+        if places < int(k):
+            raise CEMGError(
+                f"metric: {metric!r} is not in {run.source}, and its lists of {places} are too short for it; evaluate the system again "
+                f"with {k} among evaluate.ks"
+            )
+    if lacking and not any(metric in run.metrics[slice_name] or run.predictions is not None for run in runs):
+        known = [one for one in lacking[0].metrics[slice_name] if one.partition("@")[0] in METRICS]
+        raise CEMGError(f"metric: {metric!r} is not in {lacking[0].source}; it has {', '.join(known)}")
 
 
 def _grouped(runs: Sequence[MeasuredRun]) -> dict[str, list[MeasuredRun]]:

@@ -35,8 +35,12 @@ MOST_PAIRS = 15
 
 
 def format_comparison(comparison: Comparison) -> str:
-    """Markdown: accuracy per slice with 95 % intervals, what is recommended beside accuracy, and the paired differences."""
-    blocks = [_block(comparison, part, names, slice_title(part)) for part, names in BLOCKS]
+    """Markdown: accuracy per slice with 95 % intervals, what is recommended beside accuracy, and the paired differences.
+
+    The metric that was tested stands among the accuracy also where it is none of the usual ones.
+    """
+    tested = () if comparison.metric in ACCURACY else (comparison.metric,)
+    blocks = [_block(comparison, part, (*names, *tested), slice_title(part)) for part, names in BLOCKS]
     blocks += [
         _block(comparison, "test" + suffix, BEYOND, f"Beyond accuracy, {slice_title('test' + suffix).lower()}")
         for suffix in ("", EXCLUDING)

@@ -35,7 +35,7 @@ def slice_title(slice_name: str) -> str:
 def metric_label(metric: str) -> str:
     """ "ndcg@10" -> "NDCG@10"; "coverage@10" -> "Coverage@10"."""
     name, at, k = metric.partition("@")
-    return {"hr": "HR", "ndcg": "NDCG", "n": "n"}.get(name, name.replace("_", " ").capitalize()) + at + k
+    return {"hr": "HR", "ndcg": "NDCG", "mrr": "MRR", "n": "n"}.get(name, name.replace("_", " ").capitalize()) + at + k
 
 
 def new_figure(width: float, height: float) -> Figure:

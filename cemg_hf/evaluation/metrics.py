@@ -1,9 +1,10 @@
-"""HR@K and NDCG@K over ranked items, vectorised: the one implementation that everything else calls.
+"""HR@K, NDCG@K and MRR@K over ranked items, vectorised: the one implementation that everything else calls.
 
 There is one relevant item per case (leave-one-out), so with its 0-based rank r
 
     HR@K   = [r < K]
     NDCG@K = [r < K] / log2(r + 2)          (the ideal DCG is 1)
+    MRR@K  = [r < K] / (r + 1)
 
 A ranking is an integer array of shape (cases, places) of item indices, best first; -1 means "no item" and may stand only at
 the end of a row (a list that is shorter than the others). Tensors stay on their device; numpy arrays are taken as they are.
@@ -22,7 +23,8 @@ from ..errors import CEMGError
 
 DEFAULT_KS = (5, 10, 20)
 MISSED = int(torch.iinfo(torch.int64).max)
-METRICS = ("hr", "ndcg")
+METRICS = ("hr", "ndcg", "mrr")
+"""Names before the @K; each has a value per case."""
 
 Array: TypeAlias = np.ndarray | torch.Tensor
 ItemKey: TypeAlias = int | str
@@ -75,18 +77,19 @@ def per_case_metrics(ranks: Array, ks: Sequence[int] = DEFAULT_KS) -> dict[str, 
         ks: cut-offs.
 
     Returns:
-        `{"hr@5": (N,) float64, "ndcg@5": …}`, in the order of `ks`.
+        `{"hr@5": (N,) float64, "ndcg@5": …, "mrr@5": …}`, in the order of `ks`.
     """
     checked_ks(ks)
     ranks = integer_tensor(ranks, "ranks", dimensions=1)
     if bool((ranks < 0).any()):
         raise CEMGError("ranks: a negative rank; ranks count from 0, a miss is any rank of at least max(ks)")
-    gain = 1.0 / torch.log2(ranks.double() + 2.0)
+    gain, reciprocal = 1.0 / torch.log2(ranks.double() + 2.0), 1.0 / (ranks.double() + 1.0)
     values: dict[str, np.ndarray] = {}
     for k in ks:
         hit = ranks < k
         values[f"hr@{k}"] = hit.double().cpu().numpy()
         values[f"ndcg@{k}"] = torch.where(hit, gain, 0.0).cpu().numpy()
+        values[f"mrr@{k}"] = torch.where(hit, reciprocal, 0.0).cpu().numpy()
     return values
 
 
@@ -96,7 +99,7 @@ def mean_metrics(values: Mapping[str, np.ndarray]) -> dict[str, float | None]:
 
 
 def ranking_metrics(ranked: Array, targets: Array, ks: Sequence[int] = DEFAULT_KS) -> dict[str, float | None]:
-    """`{"hr@5": …, "ndcg@5": …, "hr@10": …}`: means over the cases of `ranked` (N, K) and `targets` (N,); None when N is 0.
+    """`{"hr@5": …, "ndcg@5": …, "mrr@5": …, "hr@10": …}`: means over the cases of `ranked` (N, K) and `targets` (N,); None when N is 0.
 
     Raises:
         CEMGError: as in `hit_ranks`, or `ranked` has fewer places than the largest cut-off.
@@ -173,7 +176,7 @@ def list_metrics(
 def check_rankings(ranked: Array, items: int, name: str = "ranked") -> None:
     """Raise a CEMGError unless every row holds different catalogue items, with -1 only behind the last of them.
 
-    A list with a repeated item or an invalid one would not be noticed by HR and NDCG, which look at the target alone.
+    A list with a repeated item or an invalid one would not be noticed by the metrics, which look at the target alone.
     """
     ranked = integer_tensor(ranked, name, dimensions=2)
     outside = ((ranked < -1) | (ranked >= items)).any(dim=1)

@@ -43,8 +43,8 @@ def evaluate_rankings(
 
     Returns:
         Slices "test", "test_cold" (targets with 0 … threshold training interactions), "test_cold_0" and "test_cold_1_5" (its two
-        parts), each also with the suffix "_excluding_history". A slice holds "hr@K" and "ndcg@K" (None if it is empty) and "n", its
-        number of cases. The two whole slices also hold what `beyond_accuracy` says of the lists: "coverage@10",
+        parts), each also with the suffix "_excluding_history". A slice holds "hr@K", "ndcg@K" and "mrr@K" (None if it is empty) and
+        "n", its number of cases. The two whole slices also hold what `beyond_accuracy` says of the lists: "coverage@10",
         "popularity_percentile@10", "average_popularity@10", "gini@10", "inter_user_diversity@10", "intra_list_distance@10".
 
     Raises:

@@ -15,18 +15,24 @@ def over_seeds(runs: Mapping[str, Sequence[SliceValues]]) -> tuple[dict[str, Row
     """Means and standard deviations over the runs of each system.
 
     Args:
-        runs: system -> one entry per seed, slice -> metric -> value; the slices and metrics of the first one are taken of all.
+        runs: system -> one entry per seed, slice -> metric -> value. What was not measured under every seed is left out: a run may be older
+            than a metric.
 
     Returns:
         system -> slice -> metric -> mean, and the same of the standard deviation (of a sample, over n − 1; 0 for a single seed). A value
-        that any seed lacks is None; "n" stays an integer.
+        that is None under any seed is None; "n" stays an integer.
     """
 
     def reduced(reduce: Callable[[Sequence[float]], np.floating]) -> dict[str, Row]:
         return {
             system: {
-                part: {metric: _reduced([one[part][metric] for one in seeds], metric, reduce) for metric in seeds[0][part]}
-                for part in seeds[0]
+                part: {
+                    metric: _reduced([one[part][metric] for one in seeds], metric, reduce)
+                    for metric in values
+                    if all(metric in one[part] for one in seeds)
+                }
+                for part, values in seeds[0].items()
+                if all(part in one for one in seeds)
             }
             for system, seeds in runs.items()
         }

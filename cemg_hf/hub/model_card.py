@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_res
 from ..artefacts import portable
 from ..data.card import license_fields
 from ..errors import CEMGError
+from ..evaluation.drawing import metric_label
 from .dataset_card import TASKS
 from .metadata import check_eval_results, check_model_card
 from .provenance import provenance
@@ -211,6 +212,7 @@ def _front_matter(model: CardModel, own: Mapping[str, Any]) -> ModelCardData:
         )
         for part in SLICES
         for metric in METRICS
+        if metric in own[part]  # cut-offs are a setting
     ]
     return ModelCardData(
         model_name=model.title,
@@ -286,7 +288,7 @@ def _tested(system: str, comparison: Mapping[str, Any]) -> str:
     ]
     if not said:
         return ""
-    metric, part = METRICS[comparison["metric"]], SLICES[comparison["slice"]]
+    metric, part = metric_label(comparison["metric"]), SLICES[comparison["slice"]]
     return f"Paired bootstrap over users, {metric}, {part}, p < {SIGNIFICANT} after Holm's correction: `{system}` is {'; '.join(said)}.\n\n"
 
 

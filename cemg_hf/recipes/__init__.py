@@ -7,9 +7,11 @@ One that differs little from another `extends` it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from ..data.prepare import PrepareConfig
 from ..errors import CEMGError
@@ -53,6 +55,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.family not in (CEMG, *FAMILIES):
             raise CEMGError(f"family: {self.family!r} is no kind of model; choose one of {', '.join([CEMG, *FAMILIES])}")
+        if self.family == CEMG:
+            self.evaluate.check_beams()
 
 
 def recipe_names() -> list[str]:
@@ -96,6 +100,20 @@ def load_recipe(
     for key, value in (overrides or {}).items():
         values = assign(values, key, value, path.name)
     return from_mapping(Recipe, values, path.name)
+
+
+def is_recipe_of(file: Path, recipe: Recipe) -> bool:
+    """Whether a run folder's `recipe.yaml` holds exactly these settings; one that it is too old to know counts as its default."""
+    try:
+        written = from_mapping(Recipe, read_yaml(file), str(file))
+    except CEMGError:  # not there, or settings that are no longer known
+        return False
+    return _plain(written) == _plain(recipe)
+
+
+def _plain(recipe: Recipe) -> Any:
+    """The settings as YAML gives them back, which knows no tuples."""
+    return yaml.safe_load(yaml.safe_dump(asdict(recipe)))
 
 
 def read_system(name: str) -> dict[str, Any]:

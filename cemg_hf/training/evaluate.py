@@ -17,7 +17,8 @@ from ..artefacts import Manifest, fingerprint_path, is_current, one_writer, resu
 from ..data import EvaluationCases, PreparedDataset
 from ..data.ragged import IntArray
 from ..errors import CEMGError
-from ..evaluation.metrics import DEFAULT_KS
+from ..evaluation.beyond_accuracy import DESCRIBED_AT
+from ..evaluation.metrics import DEFAULT_KS, checked_ks
 from ..evaluation.popularity import PopularityRecommender
 from ..evaluation.predictions import Predictions, write_predictions
 from ..evaluation.protocol import evaluate_rankings, ranking_intervals
@@ -29,8 +30,6 @@ from .ranking import rank_histories
 
 logger = logging.getLogger(__name__)
 
-LIST_LENGTH = max(DEFAULT_KS)
-
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -38,10 +37,39 @@ FloatArray = npt.NDArray[np.float32]
 class EvaluateConfig:
     """How lists are made and measured."""
 
-    num_beams: int = field(default=50, metadata={"help": "Beams of the search; at least the largest cut-off, 20."})
+    ks: list[int] = field(
+        default_factory=lambda: list(DEFAULT_KS),
+        metadata={"help": "Cut-offs K of HR@K, NDCG@K and MRR@K, 10 among them; lists are max(ks) long."},
+    )
+    num_beams: int = field(default=50, metadata={"help": "Beams of the search; at least the largest cut-off."})
     cold_threshold: int = field(default=5, metadata={"help": "Cold-start slice: targets with at most this many training interactions."})
     batch_size: int = field(default=128, metadata={"help": "Users per forward pass."})
     resamples: int = field(default=1000, metadata={"help": "Bootstrap resamples of the users behind the 95 % intervals."})
+
+    def __post_init__(self) -> None:
+        self.ks = sorted(checked_ks(self.ks))
+        if len(set(self.ks)) < len(self.ks):
+            raise CEMGError(f"ks: {self.ks} names a cut-off twice; name each once")
+        if DESCRIBED_AT not in self.ks:
+            raise CEMGError(
+                f"ks: {self.ks} lacks {DESCRIBED_AT}, at which figures, tables, cards, studies and `cemg compare` look unless told "
+                "otherwise; add it"
+            )
+
+    def as_settings(self) -> dict[str, Any]:
+        """What a manifest records: an evaluation from before the cut-offs were a choice is still current under the default ones."""
+        settings = asdict(self)
+        if self.ks == list(DEFAULT_KS):
+            del settings["ks"]
+        return settings
+
+    def check_beams(self) -> None:
+        """Raise a CEMGError if a generator's search cannot fill the lists, before anything is trained or loaded."""
+        if self.num_beams < max(self.ks):
+            raise CEMGError(
+                f"num_beams = {self.num_beams}: cannot fill lists of {max(self.ks)}, the largest of ks; use at least as many beams, or "
+                "smaller ks"
+            )
 
 
 class Ranker(Protocol):
@@ -122,11 +150,13 @@ def evaluate(
         without_streams: code streams that histories do not show (MSCGRec).
 
     Raises:
-        CEMGError: streams that the model does not have, model and data set hold different catalogues, or there is nobody to evaluate.
+        CEMGError: fewer beams than the lists are long, streams that the model does not have, model and data set hold different catalogues,
+            or there is nobody to evaluate.
     """
+    config.check_beams()
     manifest = Manifest(
         stage="evaluate",
-        settings=asdict(config)
+        settings=config.as_settings()
         | {"name": name}
         | ({} if dense_weight is None else {"dense_weight": dense_weight})
         | ({} if not without_streams else {"without_streams": list(without_streams)}),
@@ -182,13 +212,14 @@ def evaluate_ranker(
     if len(cases) == 0:
         raise CEMGError(f"{data.folder}: nobody has a test case; leave-one-out needs users with three interactions")
     counts, vectors = data.train_item_counts(), data.category_vectors()
-    plain, scores = rank(cases, LIST_LENGTH, exclude_history=False, progress=f"{name}, test")
-    excluding, scores_excluding = rank(cases, LIST_LENGTH, exclude_history=True, progress=f"{name}, test, history excluded")
+    places = max(config.ks)
+    plain, scores = rank(cases, places, exclude_history=False, progress=f"{name}, test")
+    excluding, scores_excluding = rank(cases, places, exclude_history=True, progress=f"{name}, test, history excluded")
     lists = {name: (plain, excluding)}
     if name != FLOOR:
         floor = PopularityRanker(PopularityRecommender(counts))
-        lists[FLOOR] = (floor(cases, LIST_LENGTH, exclude_history=False)[0], floor(cases, LIST_LENGTH, exclude_history=True)[0])
-    shared: dict[str, Any] = {"cold_threshold": config.cold_threshold, "item_vectors": vectors}
+        lists[FLOOR] = (floor(cases, places, exclude_history=False)[0], floor(cases, places, exclude_history=True)[0])
+    shared: dict[str, Any] = {"cold_threshold": config.cold_threshold, "ks": config.ks, "item_vectors": vectors}
     metrics = {system: evaluate_rankings(*both, cases.targets, counts, **shared) for system, both in lists.items()}
     shared |= {"resamples": config.resamples}
     intervals = {system: ranking_intervals(*both, cases.targets, counts, **shared) for system, both in lists.items()}

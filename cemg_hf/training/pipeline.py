@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -19,6 +19,7 @@ from ..data.prepare import prepare
 from ..errors import CEMGError
 from ..evaluation.runs import METRICS_NAME
 from ..evaluation.seeds import over_seeds
+from ..recipes import Recipe, is_recipe_of
 from .deadline import OutOfTime, time_is_up
 from .encode import encode
 from .evaluate import evaluate
@@ -26,9 +27,6 @@ from .finetune import finetune
 from .stage_store import StageStore
 from .systems import FAMILIES, evaluate_system, stages_of
 from .tokenize import REPORT_NAME, tokenize
-
-if TYPE_CHECKING:
-    from ..recipes import Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +58,7 @@ def run(
     run_folder = Path(output)
     run_folder.mkdir(parents=True, exist_ok=True)
     settings = yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True)
-    if (run_folder / RECIPE_NAME).is_file() and (run_folder / RECIPE_NAME).read_text(encoding="utf-8") != settings:
+    if (run_folder / RECIPE_NAME).is_file() and not is_recipe_of(run_folder / RECIPE_NAME, recipe):
         (run_folder / METRICS_NAME).unlink(missing_ok=True)  # those of other settings
     write_text(run_folder / RECIPE_NAME, settings)
     folder = {stage: run_folder / name for stage, name in FOLDERS.items()}

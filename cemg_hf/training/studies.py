@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from ..artefacts import InUse, result_envelope, write_json, write_text
 from ..errors import CEMGError
@@ -22,11 +21,11 @@ from ..evaluation.runs import FLOOR, METRICS_NAME
 from ..evaluation.seeds import over_seeds
 from ..evaluation.study_plots import plot_study
 from ..evaluation.study_report import COLUMNS, QUESTIONS, STREAMS, format_study
-from ..recipes import CEMG, Recipe, compared_systems, load_recipe, system_names
+from ..recipes import CEMG, Recipe, compared_systems, is_recipe_of, load_recipe, system_names
 from .deadline import OutOfTime, time_is_up, time_limit
 from .encode import REPORT_NAME
 from .latency import LatencyConfig, measure_latency
-from .pipeline import FOLDERS, STAGES, run
+from .pipeline import FOLDERS, RECIPE_NAME, STAGES, run
 from .stage_store import SHARED_STAGES, StageStore
 from .stream_study import measure, paired_tests, slices_of
 from .study_variants import MSCGREC, STREAM_SYSTEMS, SWEEPS, Variant, ablated, compared, streamed, swept
@@ -80,20 +79,16 @@ class StudyRun:
     def finished(self) -> dict[str, Any] | None:
         """The content of `metrics.json`, if it was measured by exactly this recipe."""
         path = self.folder / METRICS_NAME
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() and self._written() == self._described() else None
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() and self._is_of_this_recipe() else None
 
     def complete(self, store: StageStore, command: str, until: str = "evaluate") -> dict[str, Any]:
         """Run what is missing; see `pipeline.run`."""
-        if self._written() != self._described():  # what was measured by another recipe must not pass for this one's
+        if not self._is_of_this_recipe():  # what was measured by another recipe must not pass for this one's
             (self.folder / METRICS_NAME).unlink(missing_ok=True)
         return run(self.recipe, self.folder, until=until, command=command, store=store)
 
-    def _described(self) -> dict[str, Any]:
-        return yaml.safe_load(yaml.safe_dump(asdict(self.recipe)))
-
-    def _written(self) -> Any:
-        path = self.folder / "recipe.yaml"
-        return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    def _is_of_this_recipe(self) -> bool:
+        return is_recipe_of(self.folder / RECIPE_NAME, self.recipe)
 
 
 class Study:
@@ -275,7 +270,7 @@ class Study:
                     rows.setdefault(name, about | {"seeds": []})
                     otherwise = "another process is at it" if key in self.elsewhere else "out of time"
                     not_run[name] = {"seeds": missing, "reason": self.failed.get(key, otherwise)}
-        mean, std = over_seeds({row: _in_common(seeds) for row, seeds in values.items()})
+        mean, std = over_seeds(values)
         several = {row: std[row] for row in std if len(values[row]) > 1}
         return result_envelope(
             mean,
@@ -332,11 +327,6 @@ class Study:
         if self.config.question in ("rq3", STREAMS):
             about["latency"] = asdict(LatencyConfig()) | {"threads": torch.get_num_threads()}
         return about
-
-
-def _in_common(seeds: Sequence[SliceValues]) -> list[SliceValues]:
-    """The slices that were measured under every seed."""
-    return [{part: one[part] for part in one if all(part in other for other in seeds)} for one in seeds]
 
 
 def run_study(config: StudyConfig, command: str = "") -> dict[str, Any]:

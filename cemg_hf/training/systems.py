@@ -73,7 +73,7 @@ def evaluate_system(recipe: Recipe, folders: Folders, command: str) -> Path:
     inputs = {"dataset": fingerprint_path(folders["prepare"])}
     if family.train is not None:
         inputs["model"] = fingerprint_path(folders["train"])
-    settings = asdict(recipe.evaluate) | {"name": recipe.system, "family": recipe.family}
+    settings = recipe.evaluate.as_settings() | {"name": recipe.system, "family": recipe.family}
     if recipe.family == "item_knn":
         settings |= asdict(recipe.item_knn)
     manifest = Manifest("evaluate", settings, inputs, recipe.seed)

@@ -1,4 +1,4 @@
-"""The validation of every stage that trains a recommender: HR and NDCG on a fixed draw of users."""
+"""The validation of every stage that trains a recommender: HR, NDCG and MRR on a fixed draw of users."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,17 @@ def save_run(folder: Path, system: str, seed: int = 0, given: Predictions | None
     write_predictions(folder / "evaluation", given)
     write_json(folder / "evaluation" / "metrics.json", result_envelope(metrics, command="", seeds=[seed], seconds=0, **parts))
     return folder
+
+
+def forget(run: Path, metric: str) -> None:
+    """Make a run one that was evaluated before there was a metric ("mrr")."""
+    file = run / "evaluation" / "metrics.json"
+    envelope = json.loads(file.read_text())
+    for kind in ("metrics", "intervals"):
+        for slices in envelope[kind].values():
+            for part, values in slices.items():
+                slices[part] = {name: value for name, value in values.items() if name.partition("@")[0] != metric}
+    write_json(file, envelope)
 
 
 def save_result(file: Path, systems: list[str], n: int = USERS) -> Path:

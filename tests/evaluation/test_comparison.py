@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from comparison_samples import ITEMS, USERS, predictions, reordered, save_result, save_run
+from comparison_samples import ITEMS, USERS, forget, predictions, reordered, save_result, save_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranx import Qrels, Run, evaluate
@@ -174,8 +174,10 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     runs = read_runs([save_run(tmp_path / "a", "a")])
     with pytest.raises(CEMGError, match="'coverage@10' has no value per user"):
         compare(runs, "coverage@10")
-    with pytest.raises(CEMGError, match=r"'hr@7' is not in .*; it has hr@5, ndcg@5, hr@10"):
-        compare(runs, "hr@7")
+    with pytest.raises(CEMGError, match=r"'hr@21' is not in .*a, and its lists of 20 are too short.*evaluate\.ks"):
+        compare(runs, "hr@21")
+    with pytest.raises(CEMGError, match=r"'hr@7' is not in .*results.json; it has hr@10, ndcg@10, hr@20"):
+        compare(read_runs([save_result(tmp_path / "results.json", ["b"])]), "hr@7")
     with pytest.raises(CEMGError, match=r"'validation' is not in .*; it has test, test_cold"):
         compare(runs, "hr@10", "validation")
     with pytest.raises(CEMGError, match="none given"):
@@ -189,9 +191,52 @@ def test_values_behind_the_pairs_agree_with_ranx(tmp_path: Path) -> None:
     ranked = {
         user: {f"i{item}": float(-place) for place, item in enumerate(row)} for user, row in zip(lists.user_ids, lists.ranked, strict=True)
     }
-    expected = evaluate(qrels, Run(ranked), ["hit_rate@10", "ndcg@10"])
+    expected = evaluate(qrels, Run(ranked), ["hit_rate@10", "ndcg@10", "mrr@10"])
     metrics = found.systems[0].metrics["test"]
-    assert (metrics["hr@10"], metrics["ndcg@10"]) == pytest.approx((expected["hit_rate@10"], expected["ndcg@10"]))  # type: ignore[index]
+    theirs = expected["hit_rate@10"], expected["ndcg@10"], expected["mrr@10"]
+    assert (metrics["hr@10"], metrics["ndcg@10"], metrics["mrr@10"]) == pytest.approx(theirs)
+
+
+def test_a_run_without_a_metric_is_tested_by_its_lists(tmp_path: Path) -> None:
+    """As an evaluation from before there was MRR: figures, intervals and test are those of one that has it."""
+    places = {name: save_run(tmp_path / name, name, seed, predictions(seed, 0.2 + seed / 10)) for seed, name in enumerate("abc")}
+    new = compare(read_runs(list(places.values())), "mrr@10", "test_cold", resamples=200)
+    forget(places["b"], "mrr")
+    runs = read_runs(list(places.values()))
+    assert "mrr@10" not in runs[1].metrics["test"]
+    old = compare(runs, "mrr@10", "test_cold", resamples=200)
+    assert old.pairs == new.pairs
+    for before, after in zip(new.systems, old.systems, strict=True):
+        for part, values in before.metrics.items():
+            assert after.metrics[part]["mrr@10"] == values["mrr@10"]
+            assert ("mrr@20" in after.metrics[part]) == (before.name != "b")
+        assert after.intervals["test"].keys() >= {"hr@10", "mrr@10"}
+    usual = compare(runs, resamples=200).systems[1]
+    assert usual.metrics == runs[1].metrics
+    (pair,) = compare_pairs({("a", "b"): [([runs[0]], [runs[1]])]}, "mrr@10", "test_cold", resamples=200)
+    assert pair.difference == new.pairs[0].difference
+
+
+def test_a_row_without_metric_and_lists_is_shown_and_not_tested(tmp_path: Path) -> None:
+    older = save_result(tmp_path / "results.json", ["published"])
+    run = save_run(tmp_path / "a", "a")
+    forget(run, "mrr")  # with it goes that of the floor beside it
+    found = compare(read_runs([run, older]), "mrr@10", "test")
+    assert {system.name: "mrr@10" in system.metrics["test"] for system in found.systems} == {
+        "a": True,
+        "published": False,
+        "popularity": False,
+    }
+    assert found.pairs == []
+
+
+def test_seeds_of_which_one_lacks_a_metric_are_a_row_without_it(tmp_path: Path) -> None:
+    places = [save_run(tmp_path / f"a{seed}", "a", seed, predictions(seed)) for seed in (1, 2)]
+    forget(places[0], "mrr")
+    row = compare(read_runs(places), "hr@10", "test", resamples=50).systems[0]
+    assert row.seeds == [1, 2]
+    assert not {name for name in row.metrics["test"] if name.startswith("mrr")}
+    assert "mrr@10" in compare(read_runs(places), "mrr@10", "test", resamples=50).systems[0].std["test"]
 
 
 @given(st.lists(st.floats(0, 1), max_size=8))

@@ -73,6 +73,15 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert set(stored["pairs"][0]) == {"a", "b", "difference", "low", "high", "p_value", "p_holm", "n"}
 
 
+def test_the_tested_metric_has_a_column_of_its_own_where_it_is_not_a_usual_one(tmp_path: Path) -> None:
+    places = [save_run(tmp_path / "a", "a", 1), save_run(tmp_path / "b", "b", 2)]
+    usual = write_comparison(places, tmp_path / "usual", "hr@20", "test")
+    assert "| System | HR@10 | NDCG@10 | HR@20 | NDCG@20 |" in usual
+    text = write_comparison(places, tmp_path / "out", "mrr@7", "test")
+    assert text.count("| System | HR@10 | NDCG@10 | HR@20 | NDCG@20 | MRR@7 |") == 4
+    assert "### Paired differences, MRR@7, test" in text
+
+
 def test_nothing_is_written_of_what_cannot_be_compared(tmp_path: Path) -> None:
     places = [save_run(tmp_path / "a", "a", 1), save_run(tmp_path / "b", "b", 1, predictions(1, data_seed=3))]
     with pytest.raises(CEMGError, match="cannot be compared"):

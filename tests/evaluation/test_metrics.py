@@ -1,4 +1,4 @@
-"""HR@K and NDCG@K: properties, brute force, an independent library, and the `evaluate` modules."""
+"""HR@K, NDCG@K and MRR@K: properties, brute force, an independent library, and the `evaluate` modules."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sklearn.metrics import ndcg_score, top_k_accuracy_score
 
 from cemg_hf.errors import CEMGError
 from cemg_hf.evaluation import check_rankings, hit_ranks, list_metrics, metric_path, per_case_metrics, rank_from_scores, ranking_metrics
-from cemg_hf.evaluation.metrics import MISSED
+from cemg_hf.evaluation.metrics import METRICS, MISSED
 
 KS = (1, 5, 10, 20)
 
@@ -47,13 +47,14 @@ def random_rankings(cases: int, items: int, places: int, seed: int) -> tuple[np.
     return ranked, generator.integers(0, items, cases)
 
 
-def brute_force(ranked: np.ndarray, targets: np.ndarray, k: int) -> tuple[float, float]:
-    hits, gains = 0.0, 0.0
+def brute_force(ranked: np.ndarray, targets: np.ndarray, k: int) -> tuple[float, float, float]:
+    hits, gains, reciprocals = 0.0, 0.0, 0.0
     for row, target in zip(ranked.tolist(), targets.tolist(), strict=True):
         if target in row[:k]:
             hits += 1
             gains += 1 / math.log2(row.index(target) + 2)
-    return hits / len(ranked), gains / len(ranked)
+            reciprocals += 1 / (row.index(target) + 1)
+    return hits / len(ranked), gains / len(ranked), reciprocals / len(ranked)
 
 
 @settings(max_examples=60, deadline=None)
@@ -62,12 +63,11 @@ def test_properties_of_the_metrics(cases: int, items: int, seed: int) -> None:
     ranked, targets = random_rankings(cases, items, 20, seed)
     found = ranking_metrics(ranked, targets, KS)
     for smaller, larger in itertools.pairwise(KS):
-        assert found[f"hr@{smaller}"] <= found[f"hr@{larger}"]
-        assert found[f"ndcg@{smaller}"] <= found[f"ndcg@{larger}"]
+        assert all(found[f"{name}@{smaller}"] <= found[f"{name}@{larger}"] for name in METRICS)
     for k in KS:
-        assert 0 <= found[f"ndcg@{k}"] <= found[f"hr@{k}"] <= 1
-        assert (found[f"hr@{k}"], found[f"ndcg@{k}"]) == pytest.approx(brute_force(ranked, targets, k), abs=1e-12)
-    assert found["hr@1"] == found["ndcg@1"]
+        assert 0 <= found[f"mrr@{k}"] <= found[f"ndcg@{k}"] <= found[f"hr@{k}"] <= 1
+        assert tuple(found[f"{name}@{k}"] for name in METRICS) == pytest.approx(brute_force(ranked, targets, k), abs=1e-12)
+    assert found["hr@1"] == found["ndcg@1"] == found["mrr@1"]
 
     order = np.random.default_rng(seed).permutation(cases)
     assert ranking_metrics(ranked[order], targets[order], KS) == pytest.approx(found, abs=1e-12)
@@ -87,7 +87,9 @@ def test_perfect_and_hopeless_rankings() -> None:
 def test_short_lists_miss_what_they_do_not_hold() -> None:
     ranked = np.array([[4, 2, -1, -1, -1], [-1, -1, -1, -1, -1], [0, 1, 2, 3, 4]])
     assert hit_ranks(ranked, np.array([2, 0, 9])).tolist() == [1, 5, 5]
-    assert ranking_metrics(ranked, np.array([2, 0, 9]), (5,)) == pytest.approx({"hr@5": 1 / 3, "ndcg@5": 1 / math.log2(3) / 3})
+    assert ranking_metrics(ranked, np.array([2, 0, 9]), (5,)) == pytest.approx(
+        {"hr@5": 1 / 3, "ndcg@5": 1 / math.log2(3) / 3, "mrr@5": 1 / 6}
+    )
 
 
 def test_arrays_and_tensors_of_any_integer_type_agree() -> None:
@@ -106,7 +108,11 @@ def test_values_per_case_average_to_the_metrics() -> None:
 
 
 def test_no_cases_have_no_mean() -> None:
-    assert ranking_metrics(np.empty((0, 20), dtype=np.int64), np.empty(0, dtype=np.int64), (5,)) == {"hr@5": None, "ndcg@5": None}
+    assert ranking_metrics(np.empty((0, 20), dtype=np.int64), np.empty(0, dtype=np.int64), (5,)) == {
+        "hr@5": None,
+        "ndcg@5": None,
+        "mrr@5": None,
+    }
 
 
 def test_agrees_with_scikit_learn() -> None:
@@ -129,7 +135,7 @@ def test_agrees_with_ranx() -> None:
     run = ranx.Run(
         {f"u{user}": {f"i{item}": float(-place) for place, item in enumerate(row) if item >= 0} for user, row in enumerate(ranked.tolist())}
     )
-    theirs = ranx.evaluate(qrels, run, [name for k in KS for name in (f"hit_rate@{k}", f"ndcg@{k}")])
+    theirs = ranx.evaluate(qrels, run, [name for k in KS for name in (f"hit_rate@{k}", f"ndcg@{k}", f"mrr@{k}")])
     ours = ranking_metrics(ranked, targets, KS)
     assert 0.1 < ours["hr@20"] < 0.9
     assert {name.replace("hit_rate", "hr"): value for name, value in theirs.items()} == pytest.approx(ours, abs=1e-9)
@@ -147,7 +153,7 @@ def modules_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         del sys.modules[name]
 
 
-@pytest.mark.parametrize("metric", ["hr", "ndcg"])
+@pytest.mark.parametrize("metric", METRICS)
 def test_evaluate_modules_load_offline_and_agree(metric: str, modules_cache: Path, tmp_path: Path) -> None:
     module = evaluate.load(metric_path(f"{metric}_at_k"), cache_dir=str(tmp_path / "cache"))
     ranked, targets = random_rankings(80, 50, 20, seed=6)
@@ -170,9 +176,9 @@ def test_lists_shorter_than_k_and_unlike_types() -> None:
     assert list_metrics("ndcg", [], [], k=(5, 10)) == {"ndcg@5": None, "ndcg@10": None}
     with pytest.raises(CEMGError, match="strings or integers"):
         list_metrics("hr", [[1.5]], [1], k=1)
-    with pytest.raises(CEMGError, match="one of hr, ndcg"):
-        list_metrics("mrr", [["a"]], ["a"], k=1)
-    with pytest.raises(CEMGError, match="hr_at_k, ndcg_at_k"):
+    with pytest.raises(CEMGError, match="one of hr, ndcg, mrr"):
+        list_metrics("map", [["a"]], ["a"], k=1)
+    with pytest.raises(CEMGError, match="hr_at_k, ndcg_at_k, mrr_at_k"):
         metric_path("mrr")
 
 

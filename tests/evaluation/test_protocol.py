@@ -44,7 +44,7 @@ def test_an_empty_slice_has_n_0_and_no_metrics(cases: tuple[np.ndarray, ...]) ->
     ranked, excluding, targets, _ = cases
     results = evaluate_rankings(ranked, excluding, targets, np.full(ITEMS, 100))
     for name in ("test_cold", "test_cold_0", "test_cold_1_5_excluding_history"):
-        assert results[name] == {"hr@5": None, "ndcg@5": None, "hr@10": None, "ndcg@10": None, "hr@20": None, "ndcg@20": None, "n": 0}
+        assert results[name] == {f"{metric}@{k}": None for metric in ("hr", "ndcg", "mrr") for k in (5, 10, 20)} | {"n": 0}
     nobody = evaluate_rankings(ranked[:0], excluding[:0], targets[:0], np.full(ITEMS, 100))
     assert nobody["test"]["n"] == 0
     assert nobody["test"]["hr@10"] is None

@@ -15,3 +15,13 @@ def test_rows_are_means_and_spreads_over_the_seeds() -> None:
     assert mean["cemg"]["test_cold"]["hr@10"] is std["cemg"]["test_cold"]["hr@10"] is None
     assert mean["floor"] == first
     assert set(std["floor"]["test"].values()) == {0}
+
+
+def test_what_one_seed_was_measured_without_is_left_out() -> None:
+    """The older of two runs knows fewer metrics and slices, whichever comes first."""
+    newer = {"test": {"hr@10": 0.2, "mrr@10": 0.1, "n": 4}, "test_cold_0": {"hr@10": 0.0, "n": 1}}
+    older = {"test": {"hr@10": 0.4, "n": 4}}
+    for seeds in ([newer, older], [older, newer]):
+        mean, std = over_seeds({"cemg": seeds})
+        assert mean == {"cemg": {"test": {"hr@10": pytest.approx(0.3), "n": 4}}}
+        assert std["cemg"]["test"].keys() == {"hr@10", "n"}

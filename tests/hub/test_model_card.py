@@ -40,6 +40,18 @@ def test_the_table_has_baselines_intervals_and_the_best_first() -> None:
     assert "`cemg` is ahead of `gru4rec`; behind `sasrec`; not told apart from `cemg, codes only`." in card
 
 
+def test_figures_at_other_cut_offs_are_taken_as_they_are() -> None:
+    """`evaluate.ks=[10, 50]` has no HR@20, and `cemg compare` tests by any metric."""
+    measured = result()
+    for values in measured["metrics"]["cemg"].values():
+        values.pop("hr@20", None)
+        values.pop("ndcg@20", None)
+    card = model_card(card_model(), measured, comparison() | {"metric": "mrr@50"})
+    found = {one.metric_name for one in ModelCard(card).data.eval_results}
+    assert found == {f"{name}, {words}" for words in SLICES.values() for name in ("HR@10", "NDCG@10")}
+    assert "Paired bootstrap over users, MRR@50, " in card
+
+
 def test_deviations_over_seeds_stand_where_there_are_several() -> None:
     measured = result(intervals={}) | {"seeds": [1, 2], "std": {"cemg": {"test": {"hr@10": 0.0123}}}}
     card = model_card(card_model(), measured)

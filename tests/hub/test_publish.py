@@ -16,7 +16,7 @@ from local_hub.store import regular_file
 
 from cemg_hf import CEMGForConditionalGeneration
 from cemg_hf.errors import CEMGError
-from cemg_hf.evaluation.modules import metric_path
+from cemg_hf.evaluation.modules import METRIC_MODULES, metric_path
 from cemg_hf.hub.export import export_model
 from cemg_hf.hub.publish import PublishConfig, dry_run, publish
 
@@ -283,7 +283,7 @@ def test_push_to_hub_of_a_pipeline_brings_the_model(
     assert [[[one["item_id"], one["score"]] for one in row] for row in found] == recommended(finished / "model", finished)
 
 
-@pytest.mark.parametrize("name", ["hr_at_k", "ndcg_at_k"])
+@pytest.mark.parametrize("name", METRIC_MODULES)
 def test_metrics_load_from_a_space(name: str, publisher: Clients) -> None:
     publisher("api", method="create_repo", repo_id=f"org/{name}", repo_type="space", space_sdk="gradio")
     source = Path(metric_path(name), f"{name}.py").read_text()

@@ -121,6 +121,35 @@ def test_saved_predictions_give_the_saved_metrics(data: PreparedDataset, evaluat
     assert set(envelope["intervals"]) == set(envelope["metrics"]) == {"system", "popularity"}
 
 
+def test_cut_offs_are_a_setting(data: PreparedDataset, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"manifest": Manifest("evaluate", {}, {}, 0), "command": "", "seed": 0, "started": 0.0}
+    folder = evaluate_ranker(
+        SeededRanker(0, 0.5), data, EvaluateConfig(ks=[25, 10], resamples=20), tmp_path / "evaluation", name="system", **options
+    )
+    saved = read_predictions(folder)
+    assert saved.ranked.shape[1] == saved.ranked_excluding_history.shape[1] == 25
+    envelope = json.loads((folder / "metrics.json").read_text())
+    names = {f"{metric}@{k}" for metric in ("hr", "ndcg", "mrr") for k in (10, 25)}
+    for slices in (*envelope["metrics"].values(), *envelope["intervals"].values()):
+        assert all({name for name in values if name.partition("@")[0] in ("hr", "ndcg", "mrr")} == names for values in slices.values())
+
+
+@pytest.mark.parametrize(
+    ("ks", "message"),
+    [([5, 20], r"\[5, 20\] lacks 10, at which"), ([10, 10], "twice"), ([0, 10], "positive integers"), ([], "positive integers")],
+)
+def test_cut_offs_that_cannot_be(ks: list[int], message: str) -> None:
+    with pytest.raises(CEMGError, match=rf"^ks: .*{message}"):
+        EvaluateConfig(ks=ks)
+
+
+def test_beams_that_cannot_fill_the_lists_are_refused_before_anything_is_trained() -> None:
+    with pytest.raises(CEMGError, match=r"num_beams = 50: cannot fill lists of 100"):
+        load_recipe("sample", ["evaluate.ks=[10,100]"])
+    assert load_recipe("sample", ["evaluate.ks=[10,100]", "evaluate.num_beams=100"]).evaluate.ks == [10, 100]
+    assert load_recipe("sample", ["evaluate.ks=[10,100]"], system="sasrec").evaluate.ks == [10, 100]  # it scores every item
+
+
 def test_popularity_is_a_system_too(data: PreparedDataset, tmp_path: Path) -> None:
     rank = PopularityRanker(PopularityRecommender(data.train_item_counts()))
     manifest = Manifest("evaluate", {}, {}, 0)

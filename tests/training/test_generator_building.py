@@ -218,9 +218,9 @@ def test_validation_measures_the_lists_that_the_generator_recommends():
         for target, row in zip(cases.targets, model.recommend(histories, k=10, num_beams=20, exclude_history=True), strict=True)
     ]
     assert metrics["hr@10"] == pytest.approx(np.mean(hits))
-    assert metrics.keys() == {"hr@10", "ndcg@10", "hr@20", "ndcg@20"}
+    assert metrics.keys() == {"hr@10", "ndcg@10", "mrr@10", "hr@20", "ndcg@20", "mrr@20"}
     few = FinetuneConfig(validation_beams=10)
-    assert Validation(partial(_rank_by_codes, model, few), data, 0, seed=1)(model).keys() == {"hr@10", "ndcg@10"}
+    assert Validation(partial(_rank_by_codes, model, few), data, 0, seed=1)(model).keys() == {"hr@10", "ndcg@10", "mrr@10"}
 
 
 def test_validation_that_cannot_be_done_is_refused():

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from command_samples import write_shop
@@ -111,6 +112,22 @@ def test_cold_items_and_finished_runs_need_no_run(ask: Ask, monkeypatch: pytest.
     assert cold["n"] > 0
     assert answer["metrics"]["cemg"]["test_cold_0"]["n"] == 0
     assert "HR@10, 1–5" in answer["columns"]
+
+
+def test_a_run_from_before_a_setting_is_finished_under_its_default(shop: Path, output: Path, tmp_path: Path) -> None:
+    given = Study(StudyConfig("rq1", [str(shop)], output, ("popularity",), assignments=QUICK))
+    (done,) = given._runs()
+    folder = tmp_path / "older"
+    folder.mkdir()
+    (folder / "metrics.json").write_text((done.folder / "metrics.json").read_text())
+    written = yaml.safe_load((done.folder / "recipe.yaml").read_text())
+    del written["evaluate"]["ks"]
+    older = StudyRun(done.recipe, done.variant, folder)
+    for recipe, finished in ((written, True), (written | {"seed": 99}, False), (written | {"gone": 1}, False)):
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        assert (older.finished() is not None) == finished
+    other = load_recipe(shop, [*QUICK, "evaluate.ks=[10]"], system="popularity")
+    assert StudyRun(other, done.variant, done.folder).finished() is None
 
 
 def test_without_time_what_is_there_is_shown_and_the_rest_named(ask: Ask, output: Path) -> None:

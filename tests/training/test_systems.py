@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 from shop_samples import ITEMS, USERS, walks
 
+from cemg_hf.artefacts import read_manifest
 from cemg_hf.errors import CEMGError
 from cemg_hf.recipes import Recipe, load_recipe, recipe_names, system_names
 from cemg_hf.training import systems
@@ -85,9 +86,20 @@ def test_settings_that_decide_the_lists_decide_whether_an_evaluation_is_current(
         return original(*arguments, **options)
 
     monkeypatch.setattr(systems, "evaluate_ranker", counted)
-    for assignments in ((), (), ("item_knn.shrink=1.0",), ("evaluate.cold_threshold=2",)):
+    for assignments in ((), ("evaluate.ks=[20,5,10]",), ("item_knn.shrink=1.0",), ("evaluate.cold_threshold=2",), ("evaluate.ks=[3,10]",)):
         run(recipe_of("item_knn", interactions, *assignments), tmp_path)
-    assert calls == ["item_knn"] * 3
+    assert calls == ["item_knn"] * 4
+    values = json.loads((tmp_path / "metrics.json").read_text())["metrics"]["item_knn"]["test"]
+    assert {name for name in values if name.startswith(("hr", "mrr"))} == {"hr@3", "mrr@3", "hr@10", "mrr@10"}
+
+
+def test_an_evaluation_from_before_the_cut_offs_were_a_choice_is_current(interactions: Path, tmp_path: Path) -> None:
+    recipe = recipe_of("item_knn", interactions)
+    run(recipe, tmp_path)
+    written = read_manifest(tmp_path / "evaluation")
+    assert written is not None
+    assert {"num_beams", "cold_threshold", "batch_size", "resamples"} <= written["settings"].keys()
+    assert "ks" not in written["settings"]
 
 
 @pytest.mark.parametrize("system", system_names())

@@ -41,8 +41,9 @@ def test_metrics_are_those_of_the_lists(data: PreparedDataset) -> None:
     for k in (10, 20):
         assert metrics[f"hr@{k}"] == pytest.approx(np.mean(places < k))
         assert metrics[f"ndcg@{k}"] == pytest.approx(np.mean(np.where(places < k, 1 / np.log2(places + 2), 0)))
-    assert metrics.keys() == {"hr@10", "ndcg@10", "hr@20", "ndcg@20"}
-    assert Validation(lambda cases: rank(cases)[:, :10], data, 0, seed=1)(nn.Identity()).keys() == {"hr@10", "ndcg@10"}
+        assert metrics[f"mrr@{k}"] == pytest.approx(np.mean(np.where(places < k, 1 / (places + 1), 0)))
+    assert metrics.keys() == {"hr@10", "ndcg@10", "mrr@10", "hr@20", "ndcg@20", "mrr@20"}
+    assert Validation(lambda cases: rank(cases)[:, :10], data, 0, seed=1)(nn.Identity()).keys() == {"hr@10", "ndcg@10", "mrr@10"}
 
 
 def test_users_are_drawn_once_by_the_seed(data: PreparedDataset) -> None:

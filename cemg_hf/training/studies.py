@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from ..artefacts import InUse, result_envelope, write_json, write_text
 from ..errors import CEMGError
 from ..evaluation.protocol import EXCLUDING
 from ..evaluation.report import SliceValues
-from ..evaluation.runs import FLOOR, METRICS_NAME
+from ..evaluation.runs import FLOOR
 from ..evaluation.seeds import over_seeds
 from ..evaluation.study_plots import plot_study
 from ..evaluation.study_report import COLUMNS, QUESTIONS, STREAMS, format_study
@@ -27,6 +26,7 @@ from .deadline import OutOfTime, time_is_up, time_limit
 from .encode import REPORT_NAME
 from .latency import LatencyConfig, measure_latency
 from .pipeline import FOLDERS, STAGES, run
+from .run_folder import result_of
 from .stage_store import SHARED_STAGES, StageStore
 from .stream_study import measure, paired_tests, slices_of
 from .study_variants import MSCGREC, STREAM_SYSTEMS, SWEEPS, Variant, ablated, compared, streamed, swept
@@ -78,22 +78,12 @@ class StudyRun:
     folder: Path
 
     def finished(self) -> dict[str, Any] | None:
-        """The content of `metrics.json`, if it was measured by exactly this recipe."""
-        path = self.folder / METRICS_NAME
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() and self._written() == self._described() else None
+        """The content of `metrics.json`, if this recipe measured it; see `run_folder`."""
+        return result_of(self.recipe, self.folder)
 
     def complete(self, store: StageStore, command: str, until: str = "evaluate") -> dict[str, Any]:
         """Run what is missing; see `pipeline.run`."""
-        if self._written() != self._described():  # what was measured by another recipe must not pass for this one's
-            (self.folder / METRICS_NAME).unlink(missing_ok=True)
         return run(self.recipe, self.folder, until=until, command=command, store=store)
-
-    def _described(self) -> dict[str, Any]:
-        return yaml.safe_load(yaml.safe_dump(asdict(self.recipe)))
-
-    def _written(self) -> Any:
-        path = self.folder / "recipe.yaml"
-        return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 class Study:

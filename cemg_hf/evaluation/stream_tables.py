@@ -106,12 +106,15 @@ def _tested(tests: Mapping[tuple[str, str], Mapping[str, Any]]) -> tuple[str, st
 
 
 def _difference(test: Mapping[str, Any] | None, rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """ "−0.0123 [−0.02, −0.01], .004 to mscgrec": of users, whose values are means over the seeds of both."""
-    if test is None:
-        return ""
+    """ "−0.0123 [−0.02, −0.01], .004 to mscgrec"."""
+    return "" if test is None else f"{tested(test)} to {_name(rows[test['b']])}"
+
+
+def tested(test: Mapping[str, Any]) -> str:
+    """ "−0.0123 [−0.02, −0.01], .004": the difference of users, whose values are means over the seeds of both, and its corrected p."""
     p = "< .001" if test["p_holm"] < 0.001 else f"{test['p_holm']:.3f}".removeprefix("0")
     numbers = f"{test['difference']:+.4f} [{test['low']:+.4f}, {test['high']:+.4f}]".replace("-", "−")
-    return f"{numbers}, {p} to {_name(rows[test['b']])}"
+    return f"{numbers}, {p}"
 
 
 def _collisions(envelope: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -85,8 +85,8 @@ def _write_recipe(recipe: Recipe, folder: Path) -> None:
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
-    """A recipe as a YAML file gives it back: lists for tuples."""
-    return yaml.safe_load(yaml.safe_dump(asdict(recipe)))
+    """A recipe as a file gives it back: lists for tuples."""
+    return json.loads(json.dumps(asdict(recipe)))
 
 
 def _at(values: Any, path: str) -> Any:

@@ -10,7 +10,7 @@ from PIL import Image
 from study_samples import accuracy, streams_study, study
 
 from cemg_hf.evaluation.study_plots import plot_study
-from cemg_hf.evaluation.study_report import QUESTIONS, format_streams, format_study
+from cemg_hf.evaluation.study_report import QUESTIONS, format_for_page, format_study
 from cemg_hf.training.study_variants import Variant
 
 CEMG, TIGER = Variant("cemg"), Variant("tiger", "tiger")
@@ -103,13 +103,13 @@ def test_a_question_without_any_result_still_has_a_figure(tmp_path: Path) -> Non
 
 def test_tables_for_a_page_have_a_heading_per_recipe_where_there_are_several() -> None:
     envelope: dict[str, Any] = streams_study()
-    text = format_streams(envelope)
+    text = format_for_page(envelope)
     assert text.startswith("A shop. Budget of CEMG: T5 of width 16, at most 2 epochs")
     assert "\n### Which stream" in text
     envelope["recipes"]["second"] = envelope["recipes"]["shop"]
     envelope["rows"]["second, mscgrec"] = envelope["rows"]["mscgrec"] | {"recipe": "second"}
     envelope["metrics"]["second, mscgrec"] = accuracy(0.1) | {"codes_text": {"items": 7}}
-    text = format_streams(envelope)
+    text = format_for_page(envelope)
     assert text.startswith("### shop\n\nA shop.")
     assert "\n#### Which stream" in text.partition("\n### second\n\nA shop.")[2]
     assert "| mscgrec | text | 7 | – | – | – |" in text

@@ -11,24 +11,35 @@ from typing import Any
 import pytest
 import yaml
 
-from cemg_hf.recipes import Recipe, load_recipe, system_names
+from cemg_hf.recipes import Recipe, load_recipe
 from cemg_hf.training.run_folder import RECIPE_NAME, SUPERSEDED, begin, finish, is_of, result_of
-from cemg_hf.training.systems import settings_read
+from cemg_hf.training.streams import StreamsConfig
+from cemg_hf.training.systems import FAMILIES, settings_read
 
 RESULT = {"metrics": {"mine": {}}}
-SECTIONS = {
-    "prepare": "prepare.min_interactions=7",
-    "encode.collaborative": "encode.collaborative.epochs=7",
-    "encode": "encode.dimension=24",
-    "tokenize": "tokenize.epochs=7",
-    "streams": "streams={decoded: text}",
-    "finetune": "finetune.item_dropout=0.7",
-    "sequential": "sequential.loop.epochs=7",
-    "item_knn": "item_knn.neighbours=7",
-    "mmgrec": "mmgrec.loop.epochs=7",
-    "evaluate": "evaluate.cold_threshold=7",
+SECTIONS: dict[str, dict[str, Any]] = {
+    "prepare": {"min_interactions": 7},
+    "encode.collaborative": {"epochs": 7},
+    "encode": {"dimension": 24},
+    "tokenize": {"epochs": 7},
+    "streams": {"image_codes": "codes"},
+    "finetune": {"item_dropout": 0.7},
+    "sequential": {"validation_users": 7},
+    "item_knn": {"neighbours": 7},
+    "mmgrec": {"d_ff": 7},
+    "evaluate": {"cold_threshold": 7},
 }
-"""Path of settings → a change of it."""
+"""Path of settings → a change of them."""
+SYSTEMS = ("cemg", "mscgrec", "popularity", "item_knn", "lightgcn", "sasrec", "sasrec-content", "mmgrec")
+
+
+def with_settings(settings: Any, path: str, change: dict[str, Any]) -> Any:
+    """A copy of a recipe, or of a section, with some settings at a path changed."""
+    first, _, rest = path.partition(".")
+    inner = getattr(settings, first)
+    if inner is None:
+        inner = StreamsConfig()
+    return replace(settings, **{first: with_settings(inner, rest, change) if rest else replace(inner, **change)})
 
 
 def changed(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -49,7 +60,7 @@ def finished(recipe: Recipe, tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("system", system_names())
+@pytest.mark.parametrize("system", SYSTEMS)
 def test_a_result_is_of_all_recipes_that_differ_in_nothing_that_the_system_reads(system: str, tmp_path: Path) -> None:
     base = load_recipe("beauty", system=system)
     begin(base, tmp_path)
@@ -59,8 +70,8 @@ def test_a_result_is_of_all_recipes_that_differ_in_nothing_that_the_system_reads
     assert result_of(base, tmp_path) == RESULT
     assert result_of(replace(base, description="said otherwise"), tmp_path) == RESULT
     assert result_of(replace(base, seed=base.seed + 1), tmp_path) is None
-    for path, assignment in SECTIONS.items():
-        other = load_recipe("beauty", [assignment], system=system)
+    for path, change in SECTIONS.items():
+        other = with_settings(base, path, change)
         reads_it = any(path == one or path.startswith(f"{one}.") for one in read)
         assert is_of(other, tmp_path) == (not reads_it), (path, read)
 
@@ -71,6 +82,7 @@ def test_what_systems_read() -> None:
     assert {"encode", "tokenize", "streams", "sequential"} <= set(content)
     assert "finetune" not in content
     assert {"tokenize", "streams", "finetune"} <= set(settings_read(load_recipe("beauty", system="mscgrec")))
+    assert {load_recipe("beauty", system=system).family for system in SYSTEMS} == {"cemg", *FAMILIES}, "one of every kind is tested"
 
 
 def test_settings_that_one_side_lacks(recipe: Recipe, finished: Path) -> None:
@@ -80,7 +92,7 @@ def test_settings_that_one_side_lacks(recipe: Recipe, finished: Path) -> None:
     changed(finished, lambda values: values["sequential"]["loop"].update(no_more=None))
     changed(finished, lambda values: values["tokenize"].update(no_more=3))
     assert result_of(recipe, finished) == RESULT
-    longer = load_recipe("beauty", ["sequential.loop.checkpoint_every_s=7"], system="sasrec")
+    longer = with_settings(recipe, "sequential.loop", {"checkpoint_every_s": 7.0})
     assert result_of(longer, finished) is None, "it was measured by the default"
     changed(finished, lambda values: values["sequential"]["loop"].update(no_more=3))
     assert result_of(recipe, finished) is None
@@ -97,8 +109,8 @@ def test_a_result_beside_no_readable_recipe_is_nobodys(content: str | None, reci
 
 
 def test_another_recipes_result_is_kept_until_there_is_one(recipe: Recipe, finished: Path) -> None:
-    other = load_recipe("beauty", ["sequential.loop.epochs=7"], system="sasrec")
-    third = load_recipe("beauty", ["sequential.loop.epochs=8"], system="sasrec")
+    other = with_settings(recipe, "sequential.loop", {"epochs": 7})
+    third = with_settings(recipe, "sequential.loop", {"epochs": 8})
     for one in (other, third, other):  # runs that do not end
         begin(one, finished)
         assert result_of(one, finished) is None
@@ -118,7 +130,7 @@ def test_a_run_killed_while_it_begins_passes_for_no_other(
     def kill(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    other = load_recipe("beauty", ["sequential.loop.epochs=7"], system="sasrec")
+    other = with_settings(recipe, "sequential.loop", {"epochs": 7})
     with monkeypatch.context() as patched:
         patched.setattr(f"cemg_hf.training.run_folder.{killed_at}", kill)
         with pytest.raises(KeyboardInterrupt):
@@ -128,7 +140,7 @@ def test_a_run_killed_while_it_begins_passes_for_no_other(
 
 
 def test_a_result_goes_with_the_recipe_that_measured_it(recipe: Recipe, finished: Path) -> None:
-    other = load_recipe("beauty", ["sequential.loop.epochs=7"], system="sasrec")
+    other = with_settings(recipe, "sequential.loop", {"epochs": 7})
     begin(recipe, finished)
     begin(other, finished)  # a second process, while the first one trains
     finish(recipe, finished, RESULT)

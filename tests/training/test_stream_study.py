@@ -13,10 +13,11 @@ import pytest
 from command_samples import write_shop
 
 from cemg_hf.evaluation.predictions import PREDICTIONS_NAME, read_predictions, write_predictions
+from cemg_hf.evaluation.study_pairs import evaluation_of, paired_tests
 from cemg_hf.models.cemg.assignment_cemg import collision_rate
 from cemg_hf.training import footprint, latency, step_cost
 from cemg_hf.training.loading import open_tokenizer
-from cemg_hf.training.stream_study import ONE_CODE, collisions, evaluation_of, left_out, paired_tests
+from cemg_hf.training.stream_study import ONE_CODE, collisions, left_out
 from cemg_hf.training.studies import Study, StudyConfig, run_study
 
 QUICK = (

@@ -20,7 +20,7 @@ from typing import Any
 
 from cemg_hf.artefacts import portable
 from cemg_hf.errors import CEMGError
-from cemg_hf.evaluation.report import written
+from cemg_hf.evaluation.report import machine_name, written
 from cemg_hf.evaluation.study_report import format_for_page
 from cemg_hf.training.cold_start import format_cold_start
 
@@ -138,13 +138,11 @@ def benchmark_rows(metrics: Mapping[str, Mapping[str, float | int | None]]) -> l
 def provenance(envelope: Mapping[str, Any]) -> str:
     """How to measure it again, and what it was measured on."""
     seeds = envelope["seeds"]
-    machine = envelope["machine"]
-    where = f"{machine['cores']} cores" if machine["accelerator"] == "none" else machine["accelerator"]
     commit, dirty, _ = envelope["commit"].partition("-dirty")
     parts = [
         f"`{portable(envelope['command'])}`",
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}",
-        where,
+        machine_name(envelope["machine"]),
         _duration(envelope["seconds"]) + (" of runs" if "seconds_of_call" in envelope else ""),
         f"torch {envelope['versions']['torch']}, transformers {envelope['versions']['transformers']}",
         f"commit {commit[:10]}{' with changes' if dirty else ''}",

@@ -23,6 +23,8 @@ ONE_CODE = "all"
 CODES = "codes_"
 """Begins the slices that say what the codes of a stream collide."""
 ACCURACY = (("hr@10", "HR@10"), ("ndcg@10", "NDCG@10"))
+MACHINES = "stages ran on"
+"""Title of the column that says which machine took the seconds of the stages."""
 MEGABYTE = 1e6
 
 
@@ -138,9 +140,19 @@ def _collisions(envelope: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any
 def _costs(envelope: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     chosen = {row: about for row, about in rows.items() if "cost" in about["tables"] and not about["part"]}
     quantities = [COSTS[0], COSTS[1], COSTS[2], STEPS[0], *COSTS[3:]]
-    lines = [_line([_name(about), *(_value(envelope, row, quantity) for quantity in quantities)]) for row, about in chosen.items()]
-    header = _line(["", *(quantity.title for quantity in quantities)])
-    return [header, "|---" + "|---:" * len(quantities) + "|", *lines] if lines else []
+    machines = machines_of(chosen)
+    lines = [
+        _line([_name(about), *(_value(envelope, row, quantity) for quantity in quantities), *([machines[row]] if machines else [])])
+        for row, about in chosen.items()
+    ]
+    titles = [*(quantity.title for quantity in quantities), *([MACHINES] if machines else [])]
+    return [_line(["", *titles]), "|---" + "|---:" * len(titles) + "|", *lines] if lines else []
+
+
+def machines_of(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Row → the machine of its runs, where not all rows had the same; seconds of stages are to be read beside it."""
+    found = {row: ", ".join(about.get("machines", ())) or "–" for row, about in rows.items()}
+    return found if len({where for where in found.values() if where != "–"}) > 1 else {}
 
 
 def _name(about: Mapping[str, Any]) -> str:

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from .drawing import metric_label
 from .protocol import EXCLUDING
-from .report import written
-from .stream_tables import recipe_tables, tested
+from .report import machine_name, written
+from .stream_tables import MACHINES, machines_of, recipe_tables, tested
 
 QUESTIONS: Mapping[str, str] = {
     "rq1": "RQ1, overall",
@@ -100,9 +100,10 @@ def _notes(envelope: Mapping[str, Any]) -> list[str]:
 
 def _how_latency_was_measured(envelope: Mapping[str, Any]) -> str:
     measured, machine = envelope["latency"], envelope["machine"]
-    where = f"{machine['cores']} cores" if machine["accelerator"] == "none" else machine["accelerator"]
     threads = f"{measured['threads']} thread{'s' if measured['threads'] > 1 else ''}"
-    return f"Latency: lists of {measured['k']}, history left out, median of {measured['batches']} batches; {where}, {threads}."
+    return (
+        f"Latency: lists of {measured['k']}, history left out, median of {measured['batches']} batches; {machine_name(machine)}, {threads}."
+    )
 
 
 def _circumstances(envelope: Mapping[str, Any], about: Mapping[str, Any]) -> str:
@@ -160,13 +161,17 @@ def _table(envelope: Mapping[str, Any], recipe: str) -> list[str]:
     reference = _difference_cell(envelope, recipe)
     tests = _tests(envelope, recipe)
     extra = [f"Δ {reference.title.partition(' (')[0]}{' [95 %], p' if tests else ''}"] if reference else []
+    rows = rows_of(envelope, recipe)
+    machines = machines_of(rows) if envelope["study"] == "rq3" else {}
+    extra += [MACHINES] if machines else []
     header = ["Variant" if envelope["study"] in ("rq2", "rq4") else "System", "seeds", *(cell.title for cell in cells), *extra]
     lines = [f"| {' | '.join(header)} |", "|---|---" + "|---:" * (len(header) - 2) + "|"]
-    for row, about in rows_of(envelope, recipe).items():
+    for row, about in rows.items():
         seeds = ", ".join(map(str, about["seeds"])) or "not run"
         values = [_value(envelope, row, cell) for cell in cells]
         difference = [tests[row] if row in tests else difference_to_full(envelope, recipe, row, reference)] if reference else []
-        lines.append(f"| {' | '.join([name_of(about), seeds, *values, *difference])} |")
+        where = [machines[row]] if machines else []
+        lines.append(f"| {' | '.join([name_of(about), seeds, *values, *difference, *where])} |")
     return lines
 
 

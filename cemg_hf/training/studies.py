@@ -16,7 +16,7 @@ import torch
 from ..artefacts import InUse, result_envelope, write_json, write_text
 from ..errors import CEMGError
 from ..evaluation.protocol import EXCLUDING
-from ..evaluation.report import SliceIntervals, SliceValues
+from ..evaluation.report import SliceIntervals, SliceValues, machine_name
 from ..evaluation.runs import FLOOR
 from ..evaluation.seeds import over_seeds
 from ..evaluation.study_pairs import paired_tests
@@ -274,7 +274,9 @@ class Study:
                         row = f"{name}, {part}" if part else name
                         intervals |= {row: measured[part]} if part in measured else {}
                         values.setdefault(row, []).append(slices)
-                        rows.setdefault(row, about | {"part": part, "seeds": []})["seeds"].append(seed)
+                        entry = rows.setdefault(row, about | {"part": part, "seeds": [], "machines": []})
+                        entry["seeds"].append(seed)
+                        entry["machines"] = sorted({*entry["machines"], machine_name(envelope["machine"])})
                 missing = [seed for seed in wanted if seed not in done]
                 if missing:
                     rows.setdefault(name, about | {"seeds": []})

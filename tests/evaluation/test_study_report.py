@@ -59,6 +59,35 @@ def test_ablations_are_measured_from_the_same_part_of_full_cemg() -> None:
     assert "`cemg study rq2 shop`" in text
 
 
+def test_ablations_with_tests_have_intervals_and_p() -> None:
+    envelope = ablations()
+    pair = {"table": "ablations", "recipe": "shop", "difference": -0.025, "low": -0.04, "high": -0.01, "p_value": 0.001, "p_holm": 0.002}
+    envelope["pairs"] = [pair | {"a": "a", "b": "cemg"}, pair | {"a": "other", "b": "cemg", "recipe": "another"}]
+    envelope["intervals"] = {row: {"test": {"hr@10": [0.1, 0.4], "ndcg@10": None}} for row in ("a", "b")}
+    del envelope["std"]["a"]
+    text = format_study(envelope)
+    assert cells(text, "Variant")[-1] == "Δ NDCG@10, history excluded [95 %], p"
+    assert cells(text, "without text")[2:] == ["0.2750 [0.1000, 0.4000]", *["0.2750"] * 3, "−0.0250 [−0.0400, −0.0100], .002"]
+    assert cells(text, "without text, codes only")[2:] == [*["0.2500 ± 0.0050"] * 4, "+0.0500"], "without lists there is no test"
+    assert cells(text, "cemg")[-1] == ""
+    assert "95 % bootstrap intervals over users" in text
+    assert "Holm's correction" in text
+    page = format_for_page(envelope)
+    assert cells(page, "without text") == cells(text, "without text")
+    assert page.endswith("table.")
+    assert not page.startswith("#")
+
+
+def test_intervals_stand_only_where_there_is_room() -> None:
+    for question, shown in (("rq1", False), ("rq5", False), ("rq4", True)):
+        envelope = sweep() if question == "rq4" else systems(question)
+        envelope["std"] = {}
+        parts = {part: {name: [0.1, 0.4] for name in values} for part, values in accuracy(0.1).items()}
+        envelope["intervals"] = dict.fromkeys(envelope["metrics"], parts)
+        assert (" [0.1000, 0.4000]" in format_study(envelope)) == shown
+        assert ("95 % bootstrap intervals" in format_study(envelope)) == shown
+
+
 def test_times_have_their_units_and_the_papers_beside_them() -> None:
     text = format_study(times())
     assert cells(text, "cemg") == ["cemg", "1, 2", "1.0 ± 0.0", "–", "20.0 ± 0.0", "3,000.0 ± 0.0", "10.0 ± 0.0", "20.00 ± 0.01", "–"]

@@ -16,7 +16,7 @@ from cemg_hf.training.run_folder import RECIPE_NAME, SUPERSEDED, begin, finish, 
 from cemg_hf.training.streams import StreamsConfig
 from cemg_hf.training.systems import FAMILIES, settings_read
 
-RESULT = {"metrics": {"mine": {}}}
+RESULT: dict[str, Any] = {"metrics": {"mine": {}}}
 SECTIONS: dict[str, dict[str, Any]] = {
     "prepare": {"min_interactions": 7},
     "encode.collaborative": {"epochs": 7},

@@ -23,8 +23,8 @@ ONE_CODE = "all"
 CODES = "codes_"
 """Begins the slices that say what the codes of a stream collide."""
 ACCURACY = (("hr@10", "HR@10"), ("ndcg@10", "NDCG@10"))
-MACHINES = "stages ran on"
-"""Title of the column that says which machine took the seconds of the stages."""
+MACHINES = "trained on"
+"""Title of the column that says which machine the seconds of a training are of; stages that runs share may have been made elsewhere."""
 MEGABYTE = 1e6
 
 
@@ -150,7 +150,7 @@ def _costs(envelope: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -
 
 
 def machines_of(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Row → the machine of its runs, where not all rows had the same; seconds of stages are to be read beside it."""
+    """Row → the machine of its runs, where not all rows had the same: their seconds are no comparison then."""
     found = {row: ", ".join(about.get("machines", ())) or "–" for row, about in rows.items()}
     return found if len({where for where in found.values() if where != "–"}) > 1 else {}
 

@@ -95,6 +95,15 @@ def test_times_have_their_units_and_the_papers_beside_them() -> None:
     assert "Beauty ≈ 2.6 h tokenisation + 5.5 h generation, ≈ 15.6 ms per user" in text
 
 
+def test_times_of_several_machines_say_whose_they_are() -> None:
+    envelope = times()
+    envelope["rows"] = {"cemg": envelope["rows"]["cemg"] | {"machines": ["a GPU"]}}
+    assert "trained on" not in format_study(envelope)
+    envelope["rows"]["tiger"] = envelope["rows"]["cemg"] | {"label": "tiger", "machines": ["2 cores"]}
+    text = format_study(envelope)
+    assert [cells(text, name)[-1] for name in ("System", "cemg", "tiger")] == ["trained on", "a GPU", "2 cores"]
+
+
 def test_code_streams_have_tables_of_their_own() -> None:
     text = format_study(streams_study())
     assert text.startswith("# Code streams, one code, or none\n\n## shop\n\nA shop. Budget of CEMG")

@@ -14,13 +14,14 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cemg_hf.artefacts import portable
 from cemg_hf.errors import CEMGError
-from cemg_hf.evaluation.study_report import STREAMS, format_streams
+from cemg_hf.evaluation.report import machine_name, written
+from cemg_hf.evaluation.study_report import format_for_page
 from cemg_hf.training.cold_start import format_cold_start
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,11 +83,11 @@ def table(path: Path) -> str:
 
 
 def rows_of(envelope: Mapping[str, Any]) -> list[str]:
-    """The table of one results file: the tables of a study of code streams, the columns it names itself, a cold-start comparison, ranking
+    """The table of one results file: those of a study with paired tests, the columns it names itself, a cold-start comparison, ranking
     metrics, or all it measured."""
     metrics = envelope["metrics"]
-    if envelope.get("study") == STREAMS:
-        return format_streams(envelope).splitlines()
+    if "study" in envelope and "pairs" in envelope:
+        return format_for_page(envelope).splitlines()
     if "columns" in envelope:
         return column_rows(metrics, envelope["columns"])
     if "held_out_items" in metrics:
@@ -119,7 +120,7 @@ def accuracy_rows(envelope: Mapping[str, Any]) -> list[str]:
     header = [f"{ACCURACY_METRICS[metric]}, {ACCURACY_SLICES[part]}{_cases(metrics, part)}" for part, metric in columns]
     rows = {
         system: [
-            _accuracy(*(place.get(part, {}).get(key) for place in (values, std.get(system, {}), intervals.get(system, {}))))
+            written(*(place.get(part, {}).get(key) for place in (values, std.get(system, {}), intervals.get(system, {}))))
             for part, key in columns
         ]
         for system, values in metrics.items()
@@ -137,14 +138,12 @@ def benchmark_rows(metrics: Mapping[str, Mapping[str, float | int | None]]) -> l
 def provenance(envelope: Mapping[str, Any]) -> str:
     """How to measure it again, and what it was measured on."""
     seeds = envelope["seeds"]
-    machine = envelope["machine"]
-    where = f"{machine['cores']} cores" if machine["accelerator"] == "none" else machine["accelerator"]
     commit, dirty, _ = envelope["commit"].partition("-dirty")
     parts = [
         f"`{portable(envelope['command'])}`",
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}",
-        where,
-        _duration(envelope["seconds"]),
+        machine_name(envelope["machine"]),
+        _duration(envelope["seconds"]) + (" of runs" if "seconds_of_call" in envelope else ""),
         f"torch {envelope['versions']['torch']}, transformers {envelope['versions']['transformers']}",
         f"commit {commit[:10]}{' with changes' if dirty else ''}",
     ]
@@ -164,14 +163,6 @@ def _cases(metrics: Mapping[str, Any], part: str) -> str:
     counts = {system[part].get("n") for system in metrics.values() if part in system}
     only = counts.pop() if len(counts) == 1 else None
     return "" if only is None else f" (n = {only:,.0f})"
-
-
-def _accuracy(mean: float | None, std: float | None, interval: Sequence[float] | None = None) -> str:
-    if mean is None:
-        return "–"
-    if std is not None:
-        return f"{mean:.4f} ± {std:.4f}"
-    return f"{mean:.4f}" + (f" [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else "")
 
 
 def _quantity(value: float | int | None) -> str:

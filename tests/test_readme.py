@@ -299,6 +299,28 @@ def test_accuracy_of_a_single_seed_stands_with_its_interval(tables: ModuleType, 
     assert row == "| cemg |" + " 0.2500 [0.2000, 0.3000] | 0.1250 |" * 3
 
 
+def test_a_study_says_what_its_runs_took_and_shows_its_tests(tables: ModuleType, tmp_path: Path) -> None:
+    rows = {name: {"recipe": "shop", "label": name, "part": "", "seeds": [1]} for name in ("cemg", "without text")}
+    pair = {"recipe": "shop", "table": "ablations", "a": "without text", "b": "cemg", "difference": -0.1, "low": -0.2, "high": -0.05}
+    envelope = result_envelope(
+        {"cemg": slices(0.25), "without text": slices(0.05)},
+        command="cemg study rq2 shop",
+        seeds=[1],
+        seconds=9000,
+        seconds_of_call=1.2,
+        study="rq2",
+        set=[],
+        recipes={"shop": {"description": "", "budget": "small", "headline": "", "cold_threshold": 5}},
+        rows=rows,
+        pairs=[pair | {"p_holm": 0.0004}],
+    )
+    write_json(tmp_path / "one.json", envelope)
+    filled = tables.fill(SECTION, tmp_path)
+    assert " · 2.5 h of runs · " in filled
+    (row,) = (line for line in filled.splitlines() if line.startswith("| without text"))
+    assert row.endswith("| −0.1000 [−0.2000, −0.0500], < .001 |")
+
+
 def test_benchmark_tables_show_every_quantity(tables: ModuleType, tmp_path: Path) -> None:
     metrics = {"edge_index": {"seconds_per_step": 0.12345, "edges": 154000}, "csr": {"seconds_per_step": 4.2e-7, "speedup": 6.913}}
     write_json(tmp_path / "one.json", result_envelope(metrics, command="python benchmarks/x.py", seeds=[0], seconds=10))

@@ -42,6 +42,21 @@ def format_table(metrics: SystemMetrics) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
+def written(mean: float | None, std: float | None = None, interval: Sequence[float] | None = None, form: str = ",.4f") -> str:
+    """ "0.0541 ± 0.0012": a mean with its spread over seeds where there are several, else "0.0541 [0.0512, 0.0570]" with its interval where
+    that is known; "–" where there is no value."""
+    if mean is None:
+        return "–"
+    if std is not None:
+        return f"{mean:{form}} ± {std:{form}}"
+    return f"{mean:{form}}" + (f" [{interval[0]:{form}}, {interval[1]:{form}}]" if interval else "")
+
+
+def machine_name(machine: Mapping[str, Any]) -> str:
+    """What `artefacts.machine` found, as tables call it: the accelerator, or the number of cores."""
+    return f"{machine['cores']} cores" if machine["accelerator"] == "none" else machine["accelerator"]
+
+
 def still_rising(values: Sequence[float]) -> bool:
     """Whether a validation curve had not levelled off when training ended.
 

@@ -23,6 +23,8 @@ ONE_CODE = "all"
 CODES = "codes_"
 """Begins the slices that say what the codes of a stream collide."""
 ACCURACY = (("hr@10", "HR@10"), ("ndcg@10", "NDCG@10"))
+MACHINES = "trained on"
+"""Title of the column that says which machine the seconds of a training are of; stages that runs share may have been made elsewhere."""
 MEGABYTE = 1e6
 
 
@@ -106,12 +108,15 @@ def _tested(tests: Mapping[tuple[str, str], Mapping[str, Any]]) -> tuple[str, st
 
 
 def _difference(test: Mapping[str, Any] | None, rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """ "−0.0123 [−0.02, −0.01], .004 to mscgrec": of users, whose values are means over the seeds of both."""
-    if test is None:
-        return ""
+    """ "−0.0123 [−0.02, −0.01], .004 to mscgrec"."""
+    return "" if test is None else f"{tested(test)} to {_name(rows[test['b']])}"
+
+
+def tested(test: Mapping[str, Any]) -> str:
+    """ "−0.0123 [−0.02, −0.01], .004": the difference of users, whose values are means over the seeds of both, and its corrected p."""
     p = "< .001" if test["p_holm"] < 0.001 else f"{test['p_holm']:.3f}".removeprefix("0")
     numbers = f"{test['difference']:+.4f} [{test['low']:+.4f}, {test['high']:+.4f}]".replace("-", "−")
-    return f"{numbers}, {p} to {_name(rows[test['b']])}"
+    return f"{numbers}, {p}"
 
 
 def _collisions(envelope: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -135,9 +140,19 @@ def _collisions(envelope: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any
 def _costs(envelope: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     chosen = {row: about for row, about in rows.items() if "cost" in about["tables"] and not about["part"]}
     quantities = [COSTS[0], COSTS[1], COSTS[2], STEPS[0], *COSTS[3:]]
-    lines = [_line([_name(about), *(_value(envelope, row, quantity) for quantity in quantities)]) for row, about in chosen.items()]
-    header = _line(["", *(quantity.title for quantity in quantities)])
-    return [header, "|---" + "|---:" * len(quantities) + "|", *lines] if lines else []
+    machines = machines_of(chosen)
+    lines = [
+        _line([_name(about), *(_value(envelope, row, quantity) for quantity in quantities), *([machines[row]] if machines else [])])
+        for row, about in chosen.items()
+    ]
+    titles = [*(quantity.title for quantity in quantities), *([MACHINES] if machines else [])]
+    return [_line(["", *titles]), "|---" + "|---:" * len(titles) + "|", *lines] if lines else []
+
+
+def machines_of(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Row → the machine of its runs, where not all rows had the same: their seconds are no comparison then."""
+    found = {row: ", ".join(about.get("machines", ())) or "–" for row, about in rows.items()}
+    return found if len({where for where in found.values() if where != "–"}) > 1 else {}
 
 
 def _name(about: Mapping[str, Any]) -> str:

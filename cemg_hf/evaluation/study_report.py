@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from .drawing import metric_label
 from .protocol import EXCLUDING
-from .stream_tables import recipe_tables
+from .report import machine_name, written
+from .stream_tables import MACHINES, machines_of, recipe_tables, tested
 
 QUESTIONS: Mapping[str, str] = {
     "rq1": "RQ1, overall",
@@ -38,6 +39,10 @@ PAPER = {
     "rq3": "The paper, on an A100, read off its chart: Beauty ≈ 2.6 h tokenisation + 5.5 h generation, ≈ 15.6 ms per user; "
     "Sports ≈ 7.5 h + 16 h, ≈ 61 ms."
 }
+INTERVALS = ("rq2", "rq4")
+"""Questions whose tables have room for intervals."""
+ABLATIONS = "ablations"
+"""The table of RQ2, among the tables that a row stands in."""
 FULL = "cemg"
 WHOLE = ""
 
@@ -54,10 +59,8 @@ def format_study(envelope: Mapping[str, Any]) -> str:
     """Markdown: what was asked, and per recipe a table with a row per variant; a variant without a result says why."""
     lines = [f"# {QUESTIONS[envelope['study']]}", ""]
     for recipe, about in envelope["recipes"].items():
-        tables = recipe_tables(envelope, recipe) if envelope["study"] == STREAMS else [*_table(envelope, recipe), ""]
-        lines += [f"## {recipe}", "", _circumstances(envelope, about), "", *tables]
-    if envelope["study"] in ("rq3", STREAMS):
-        lines += [f"{_how_latency_was_measured(envelope)} {PAPER.get(envelope['study'], '')}".strip(), ""]
+        lines += [f"## {recipe}", "", _circumstances(envelope, about), "", *_tables(envelope, recipe, 3)]
+    lines += [line for note in _notes(envelope) for line in (note, "")]
     if envelope["not_run"]:
         lines += ["Not run yet, or not to be run:", ""]
         for row, missing in envelope["not_run"].items():
@@ -66,21 +69,41 @@ def format_study(envelope: Mapping[str, Any]) -> str:
     return "\n".join([*lines, f"`{envelope['command']}`", ""])
 
 
-def format_streams(envelope: Mapping[str, Any], level: int = 3) -> str:
-    """The tables of code streams for a page that has headings above `level` of its own; recipes have one each where they are several."""
+def format_for_page(envelope: Mapping[str, Any], level: int = 3) -> str:
+    """The tables for a page that has headings above `level` of its own; recipes have one each where they are several."""
     several = len(envelope["recipes"]) > 1
     lines = []
     for recipe, about in envelope["recipes"].items():
         lines += [f"{'#' * level} {recipe}", ""] if several else []
-        lines += [_circumstances(envelope, about), "", *recipe_tables(envelope, recipe, level + several)]
-    return "\n".join([*lines, _how_latency_was_measured(envelope)])
+        lines += [_circumstances(envelope, about), "", *_tables(envelope, recipe, level + several)]
+    return "\n".join([*lines, "\n\n".join(_notes(envelope))]).rstrip()
+
+
+def _tables(envelope: Mapping[str, Any], recipe: str, level: int) -> list[str]:
+    """Lines of all tables of a recipe, the last one empty."""
+    return recipe_tables(envelope, recipe, level) if envelope["study"] == STREAMS else [*_table(envelope, recipe), ""]
+
+
+def _notes(envelope: Mapping[str, Any]) -> list[str]:
+    """How to read the tables."""
+    study = envelope["study"]
+    notes = [f"{_how_latency_was_measured(envelope)} {PAPER.get(study, '')}".strip()] if study in ("rq3", STREAMS) else []
+    if study in INTERVALS and envelope.get("intervals"):
+        notes.append("[…]: 95 % bootstrap intervals over users, of rows of one seed.")
+    if study == "rq2" and envelope.get("pairs"):
+        notes.append(
+            "Δ: to the same part of full CEMG, user by user over the seeds that kept their lists, with p of the paired bootstrap after "
+            "Holm's correction for all rows of the table."
+        )
+    return notes
 
 
 def _how_latency_was_measured(envelope: Mapping[str, Any]) -> str:
     measured, machine = envelope["latency"], envelope["machine"]
-    where = f"{machine['cores']} cores" if machine["accelerator"] == "none" else machine["accelerator"]
     threads = f"{measured['threads']} thread{'s' if measured['threads'] > 1 else ''}"
-    return f"Latency: lists of {measured['k']}, history left out, median of {measured['batches']} batches; {where}, {threads}."
+    return (
+        f"Latency: lists of {measured['k']}, history left out, median of {measured['batches']} batches; {machine_name(machine)}, {threads}."
+    )
 
 
 def _circumstances(envelope: Mapping[str, Any], about: Mapping[str, Any]) -> str:
@@ -136,24 +159,35 @@ def cases_of(envelope: Mapping[str, Any], recipe: str, part: str) -> str:
 def _table(envelope: Mapping[str, Any], recipe: str) -> list[str]:
     cells = _cells(envelope, recipe)
     reference = _difference_cell(envelope, recipe)
-    extra = [f"Δ {reference.title.partition(' (')[0]}"] if reference else []
+    tests = _tests(envelope, recipe)
+    extra = [f"Δ {reference.title.partition(' (')[0]}{' [95 %], p' if tests else ''}"] if reference else []
+    rows = rows_of(envelope, recipe)
+    machines = machines_of(rows) if envelope["study"] == "rq3" else {}
+    extra += [MACHINES] if machines else []
     header = ["Variant" if envelope["study"] in ("rq2", "rq4") else "System", "seeds", *(cell.title for cell in cells), *extra]
     lines = [f"| {' | '.join(header)} |", "|---|---" + "|---:" * (len(header) - 2) + "|"]
-    for row, about in rows_of(envelope, recipe).items():
+    for row, about in rows.items():
         seeds = ", ".join(map(str, about["seeds"])) or "not run"
         values = [_value(envelope, row, cell) for cell in cells]
-        difference = [difference_to_full(envelope, recipe, row, reference)] if reference else []
-        lines.append(f"| {' | '.join([name_of(about), seeds, *values, *difference])} |")
+        difference = [tests[row] if row in tests else difference_to_full(envelope, recipe, row, reference)] if reference else []
+        where = [machines[row]] if machines else []
+        lines.append(f"| {' | '.join([name_of(about), seeds, *values, *difference, *where])} |")
     return lines
 
 
+def _tests(envelope: Mapping[str, Any], recipe: str) -> dict[str, str]:
+    """Row of the ablations → its paired test against full CEMG."""
+    pairs = envelope.get("pairs", []) if envelope["study"] == "rq2" else []
+    return {pair["a"]: tested(pair) for pair in pairs if (pair["recipe"], pair["table"]) == (recipe, ABLATIONS)}
+
+
 def _value(envelope: Mapping[str, Any], row: str, cell: Cell) -> str:
-    """ "0.0541 ± 0.0012", and seconds and milliseconds with fewer digits; "–" where there is none."""
+    """ "0.0541 ± 0.0012" or, where there is room, "0.0541 [0.0512, 0.0570]"; seconds and milliseconds with fewer digits."""
+    study = envelope["study"]
     mean, std = value_of(envelope["metrics"], row, cell), value_of(envelope.get("std", {}), row, cell)
-    if mean is None:
-        return "–"
-    digits = 4 if envelope["study"] != "rq3" else 1 if cell.part == "seconds" else 2
-    return f"{mean:,.{digits}f}" + (f" ± {std:,.{digits}f}" if std is not None else "")
+    interval = envelope.get("intervals", {}).get(row, {}).get(cell.part, {}).get(cell.metric) if study in INTERVALS else None
+    digits = 4 if study != "rq3" else 1 if cell.part == "seconds" else 2
+    return written(mean, std, interval, f",.{digits}f")
 
 
 def value_of(values: Mapping[str, Any], row: str, cell: Cell) -> float | None:

@@ -7,11 +7,9 @@ One that differs little from another `extends` it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from ..data.prepare import PrepareConfig
 from ..errors import CEMGError
@@ -100,20 +98,6 @@ def load_recipe(
     for key, value in (overrides or {}).items():
         values = assign(values, key, value, path.name)
     return from_mapping(Recipe, values, path.name)
-
-
-def is_recipe_of(file: Path, recipe: Recipe) -> bool:
-    """Whether a run folder's `recipe.yaml` holds exactly these settings; one that it is too old to know counts as its default."""
-    try:
-        written = from_mapping(Recipe, read_yaml(file), str(file))
-    except CEMGError:  # not there, or settings that are no longer known
-        return False
-    return _plain(written) == _plain(recipe)
-
-
-def _plain(recipe: Recipe) -> Any:
-    """The settings as YAML gives them back, which knows no tuples."""
-    return yaml.safe_load(yaml.safe_dump(asdict(recipe)))
 
 
 def read_system(name: str) -> dict[str, Any]:

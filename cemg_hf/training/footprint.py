@@ -55,6 +55,7 @@ def measure_footprint(recipe: Recipe, folders: Mapping[str, Path], output: Path,
 
     Raises:
         CEMGError: a system without a network.
+        NothingToMeasure: the run's data set or model is missing.
         OutOfTime: it was not measured yet, and the time of this call is used up.
     """
     config = FootprintConfig() if config is None else config

@@ -45,6 +45,7 @@ def measure_latency(recipe: Recipe, folders: Mapping[str, Path], output: Path, c
     Returns: "batch_<size>_ms" → median milliseconds per user.
 
     Raises:
+        NothingToMeasure: the run's data set or model is missing.
         OutOfTime: it was not measured yet, and the time of this call is used up.
     """
     config = LatencyConfig() if config is None else config

@@ -10,10 +10,29 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..artefacts import Manifest, claim, fingerprint_path, is_current, machine, write_folder, write_json
+from ..errors import CEMGError
 from .deadline import OutOfTime, time_is_up
+from .systems import FAMILIES
 
 if TYPE_CHECKING:
     from ..recipes import Recipe
+
+
+class NothingToMeasure(CEMGError):
+    """The run's model or data is not here, such as that of a run whose `metrics.json` was brought from another machine."""
+
+
+def check_trained(recipe: Recipe, folders: Mapping[str, Path]) -> None:
+    """Raise NothingToMeasure where a run's data set, or the model that its system trains, is missing.
+
+    Args:
+        recipe: that of the run.
+        folders: stage → folder of the run.
+    """
+    trains = recipe.family not in FAMILIES or FAMILIES[recipe.family].train is not None
+    for stage in ("prepare", *(("finetune",) if trains else ())):
+        if not folders[stage].is_dir():
+            raise NothingToMeasure(f"{folders[stage]}: not there, so the run cannot be measured here; copy it from where it was written")
 
 
 def measurement_manifest(stage: str, recipe: Recipe, folders: Mapping[str, Path], settings: Mapping[str, Any]) -> Manifest:
@@ -24,7 +43,11 @@ def measurement_manifest(stage: str, recipe: Recipe, folders: Mapping[str, Path]
         recipe: the experiment.
         folders: stage → folder of its finished run.
         settings: how it is measured.
+
+    Raises:
+        NothingToMeasure: the data set or the model is missing.
     """
+    check_trained(recipe, folders)
     where = {"threads": torch.get_num_threads(), **{name: machine()[name] for name in ("processor", "cores", "accelerator")}}
     trained = folders["finetune"].is_dir()
     inputs = {"dataset": fingerprint_path(folders["prepare"])} | ({"model": fingerprint_path(folders["finetune"])} if trained else {})

@@ -7,23 +7,22 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ..artefacts import MANIFEST_NAME, result_envelope, write_json, write_text
+from ..artefacts import MANIFEST_NAME, result_envelope, write_json
 from ..data.prepare import prepare
 from ..errors import CEMGError
 from ..evaluation.runs import METRICS_NAME
 from ..evaluation.seeds import over_seeds
-from ..recipes import Recipe, is_recipe_of
+from ..recipes import Recipe
 from .deadline import OutOfTime, time_is_up
 from .encode import encode
 from .evaluate import evaluate
 from .finetune import finetune
+from .run_folder import begin, finish
 from .stage_store import StageStore
 from .systems import FAMILIES, evaluate_system, stages_of
 from .tokenize import REPORT_NAME, tokenize
@@ -34,7 +33,6 @@ STAGES = {"prepare": "dataset", "encode": "features", "tokenize": "tokenizer", "
 """Each stage of CEMG and the folder of the run it writes."""
 FOLDERS = STAGES | {"train": "model"}
 """The same with the stage that trains any other system."""
-RECIPE_NAME = "recipe.yaml"
 ABLATED = ("image", "text", "collaborative")
 
 
@@ -45,7 +43,8 @@ def run(
 
     Args:
         recipe: the experiment.
-        output: run folder; afterwards it holds `recipe.yaml`, the stages' folders and, at the end, `metrics.json`.
+        output: run folder; afterwards it holds `recipe.yaml`, the stages' folders and, at the end, `metrics.json`. One that other settings
+            have left there is set aside until then; see `run_folder`.
         until: last stage to run.
         command: recorded in `metrics.json`.
         store: where stages that other runs have in common with this one are taken from and kept.
@@ -56,11 +55,9 @@ def run(
     if until not in stages:
         raise CEMGError(f"until: {until!r} is no stage; choose one of {', '.join(stages)}")
     run_folder = Path(output)
+    _check_time(run_folder, stages[0])  # a run that cannot begin leaves the folder as it is
     run_folder.mkdir(parents=True, exist_ok=True)
-    settings = yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True)
-    if (run_folder / RECIPE_NAME).is_file() and not is_recipe_of(run_folder / RECIPE_NAME, recipe):
-        (run_folder / METRICS_NAME).unlink(missing_ok=True)  # those of other settings
-    write_text(run_folder / RECIPE_NAME, settings)
+    begin(recipe, run_folder)
     folder = {stage: run_folder / name for stage, name in FOLDERS.items()}
     actions: dict[str, Callable[[], Any]] = {
         "prepare": lambda: prepare(recipe.prepare, folder["prepare"], recipe.seed),
@@ -78,8 +75,7 @@ def run(
         actions["evaluate"] = lambda: evaluate_system(recipe, folder, command)
     for number, stage in enumerate(stages, start=1):
         logger.info("stage %d/%d: %s → %s", number, len(stages), stage, folder[stage])
-        if time_is_up():
-            raise OutOfTime(f"{run_folder}: the time of this call is used up before {stage}; run the same command again to continue")
+        _check_time(run_folder, stage)
         started = time.perf_counter()
         with nullcontext() if store is None else store.turn(stage):
             if store is None or not store.take(stage, folder[stage]):
@@ -109,8 +105,13 @@ def run(
         seconds_by_stage=seconds,
         **about,
     )
-    write_json(run_folder / METRICS_NAME, envelope)
+    finish(recipe, run_folder, envelope)
     return envelope
+
+
+def _check_time(run_folder: Path, stage: str) -> None:
+    if time_is_up():
+        raise OutOfTime(f"{run_folder}: the time of this call is used up before {stage}; run the same command again to continue")
 
 
 def evaluate_generator(recipe: Recipe, folder: Mapping[str, Path], command: str) -> None:

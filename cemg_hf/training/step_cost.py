@@ -54,6 +54,7 @@ def measure_steps(recipe: Recipe, folders: Mapping[str, Path], output: Path, con
     processor on a CPU, which what else runs there changes little, and in seconds on a GPU.
 
     Raises:
+        NothingToMeasure: the run's data set or model is missing.
         OutOfTime: it was not measured yet, and the time of this call is used up.
     """
     config = StepConfig() if config is None else config

@@ -9,15 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..evaluation.comparison import DEFAULT_METRIC, cases_of_run, compare_pairs
 from ..evaluation.report import SliceValues
-from ..evaluation.runs import EVALUATION_FOLDER, METRICS_NAME, MeasuredRun, read_runs
-from ..evaluation.stream_tables import LEFT_OUT, ONE_CODE, WITHOUT, stands_in
+from ..evaluation.runs import METRICS_NAME
+from ..evaluation.stream_tables import LEFT_OUT, ONE_CODE, WITHOUT
+from ..evaluation.study_pairs import evaluation_of
 from ..features.store import CONTENT_MODALITIES
 from .deadline import OutOfTime, time_is_up
 from .evaluate import evaluate
 from .footprint import measure_footprint
 from .latency import measure_latency
+from .measurement import NothingToMeasure, check_trained
 from .pipeline import FOLDERS
 from .step_cost import measure_steps
 from .study_variants import CEMG, Variant
@@ -47,7 +48,7 @@ def measure(recipe: Recipe, variant: Variant, run: Path, command: str) -> dict[s
         command: recorded in evaluations.
 
     Returns: `left_out`: part → slice → metric → value; `memory`, `latency` and `step`: name → value. What was not asked for is left out,
-    and what was not measured before the time of this call was used up.
+    what was not measured before the time of this call was used up, and what takes the model of a run that left only its results here.
     """
     folders = {stage: run / name for stage, name in FOLDERS.items()}
     asked: dict[str, Callable[[], Any]] = {}
@@ -63,23 +64,19 @@ def measure(recipe: Recipe, variant: Variant, run: Path, command: str) -> dict[s
     for name, take in asked.items():
         try:
             (found[LEFT_OUT] if name.startswith(WITHOUT) else found)[name] = take()
-        except OutOfTime as error:
+        except (OutOfTime, NothingToMeasure) as error:
             logger.info("%s: %s", name, error)
     return found
 
 
 def _without(recipe: Recipe, folders: Mapping[str, Path], part: str, hidden: Sequence[str], command: str) -> SliceValues:
+    check_trained(recipe, folders)
     name, output = f"{recipe.system}, {part}", evaluation_of(folders["evaluate"].parent, part)
     if not (output / METRICS_NAME).is_file() and time_is_up():
         raise OutOfTime(f"{output}: the time of this call is used up; run the same command again to measure it")
     settings = {"name": name, "command": command, "seed": recipe.seed, "without_streams": hidden}
     evaluate(recipe.evaluate, folders["prepare"], folders["finetune"], output, **settings)  # type: ignore[arg-type]
     return json.loads((output / METRICS_NAME).read_text(encoding="utf-8"))["metrics"][name]
-
-
-def evaluation_of(run: Path, part: str) -> Path:
-    """Folder of a run that holds the lists of a part of its system; "" is the whole."""
-    return run / "-".join([EVALUATION_FOLDER, *part.split()])
 
 
 def slices_of(envelope: Mapping[str, Any], found: Mapping[str, Any], parts: Mapping[str, SliceValues]) -> dict[str, SliceValues]:
@@ -107,47 +104,3 @@ def collisions(report: Mapping[str, Any]) -> dict[str, dict[str, float | int | N
         values = {"items": items} | {key: about.get(key) for key in COLLISIONS}
         found[f"codes_{name}"] = values | {"moved_share": about["moved"] / max(1, items)}
     return found
-
-
-def paired_tests(
-    rows: Mapping[str, Mapping[str, Any]], folders: Mapping[str, Mapping[int, Path]], slice_name: str, metric: str = DEFAULT_METRIC
-) -> list[dict[str, Any]]:
-    """Every row against the one it is to be tested against, over the seeds of which both kept their lists.
-
-    p-values are corrected within a table.
-
-    Args:
-        rows: of one recipe: row → label, part, seeds and tables.
-        folders: label → seed → run folder.
-        slice_name, metric: what is tested.
-
-    Returns: entries of `ComparedPair`, with the table, the metric and the slice.
-    """
-    by_name = {(about["label"], about["part"]): row for row, about in rows.items() if about["seeds"]}
-    read: dict[Path, MeasuredRun | None] = {}
-
-    def run_of(about: Mapping[str, Any], seed: int) -> MeasuredRun | None:
-        place = evaluation_of(folders[about["label"]][seed], about["part"])
-        if place not in read:
-            read[place] = next((run for run in read_runs([place]) if run.predictions is not None), None)
-        return read[place]
-
-    asked: dict[str, dict[tuple[str, str], Any]] = {}
-    for row, about in rows.items():
-        for table, against in about["tables"].items():
-            if not stands_in(about, table):
-                continue
-            whole = by_name.get((about["label"] if table == LEFT_OUT else against, ""))
-            other = by_name.get((against, about["part"]), whole)
-            if other is None or other == row:
-                continue
-            asked_of = [(run_of(about, seed), run_of(rows[other], seed)) for seed in about["seeds"] if seed in rows[other]["seeds"]]
-            both = [(a, b) for a, b in asked_of if a is not None and b is not None]
-            # The seed of the built-in shop makes its data too.
-            data_sets: dict[Any, list[tuple[MeasuredRun, MeasuredRun]]] = {}
-            for runs in both:
-                data_sets.setdefault(cases_of_run(runs[0]), []).append(runs)
-            if both:
-                asked.setdefault(table, {})[row, other] = [tuple(zip(*some, strict=True)) for some in data_sets.values()]
-    where = {"metric": metric, "slice": slice_name}
-    return [{"table": table} | vars(pair) | where for table, pairs in asked.items() for pair in compare_pairs(pairs, metric, slice_name)]

@@ -16,18 +16,21 @@ import torch
 from ..artefacts import InUse, result_envelope, write_json, write_text
 from ..errors import CEMGError
 from ..evaluation.protocol import EXCLUDING
-from ..evaluation.report import SliceValues
-from ..evaluation.runs import FLOOR, METRICS_NAME
+from ..evaluation.report import SliceIntervals, SliceValues, machine_name
+from ..evaluation.runs import FLOOR
 from ..evaluation.seeds import over_seeds
+from ..evaluation.study_pairs import paired_tests
 from ..evaluation.study_plots import plot_study
 from ..evaluation.study_report import COLUMNS, QUESTIONS, STREAMS, format_study
-from ..recipes import CEMG, Recipe, compared_systems, is_recipe_of, load_recipe, system_names
+from ..recipes import CEMG, Recipe, compared_systems, load_recipe, system_names
 from .deadline import OutOfTime, time_is_up, time_limit
 from .encode import REPORT_NAME
 from .latency import LatencyConfig, measure_latency
-from .pipeline import FOLDERS, RECIPE_NAME, STAGES, run
+from .measurement import NothingToMeasure
+from .pipeline import FOLDERS, STAGES, run
+from .run_folder import result_of
 from .stage_store import SHARED_STAGES, StageStore
-from .stream_study import measure, paired_tests, slices_of
+from .stream_study import measure, slices_of
 from .study_variants import MSCGREC, STREAM_SYSTEMS, SWEEPS, Variant, ablated, compared, streamed, swept
 from .systems import stages_of
 
@@ -77,18 +80,12 @@ class StudyRun:
     folder: Path
 
     def finished(self) -> dict[str, Any] | None:
-        """The content of `metrics.json`, if it was measured by exactly this recipe."""
-        path = self.folder / METRICS_NAME
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() and self._is_of_this_recipe() else None
+        """The content of `metrics.json`, if this recipe measured it; see `run_folder`."""
+        return result_of(self.recipe, self.folder)
 
     def complete(self, store: StageStore, command: str, until: str = "evaluate") -> dict[str, Any]:
         """Run what is missing; see `pipeline.run`."""
-        if not self._is_of_this_recipe():  # what was measured by another recipe must not pass for this one's
-            (self.folder / METRICS_NAME).unlink(missing_ok=True)
         return run(self.recipe, self.folder, until=until, command=command, store=store)
-
-    def _is_of_this_recipe(self) -> bool:
-        return is_recipe_of(self.folder / RECIPE_NAME, self.recipe)
 
 
 class Study:
@@ -113,6 +110,7 @@ class Study:
         if len(set(names)) < len(config.recipes):
             raise CEMGError(f"recipes: {', '.join(names)}; every recipe needs a name of its own and is given once")
         self.done: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+        self.spent: dict[Path, float] = {}
         self.failed: dict[tuple[str, str], str] = {}
         self.elsewhere: set[tuple[str, str]] = set()
 
@@ -151,6 +149,7 @@ class Study:
                 measured = None if found is None else self._unless_stopped(one, partial(self._measured, one))
                 if found is not None and measured is not None:
                     self.done.setdefault((one.recipe.name, one.variant.label), {})[one.recipe.seed] = found | measured
+                    self.spent |= self._seconds(one, found)
             if self.failed and not self.done:
                 raise CEMGError(next(iter(self.failed.values())))
             envelope = self._envelope(time.perf_counter() - started)
@@ -224,6 +223,14 @@ class Study:
             return {"latency": self._latency(one)}
         return {STREAMS: measure(one.recipe, one.variant, one.folder, self.command)} if self.config.question == STREAMS else {}
 
+    def _seconds(self, one: StudyRun, found: Mapping[str, Any]) -> dict[Path, float]:
+        """What the stages of a run took, by where they stand: one that several runs share is the same place."""
+        store = self._store(one)
+        return {
+            store.root / store.keys[stage] if stage in store.keys else one.folder / stage: seconds
+            for stage, seconds in found.get("seconds_by_stage", {"run": found["seconds"]}).items()
+        }
+
     def _unless_stopped(self, one: StudyRun, work: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
         """What `work` gives; None, with a note of the reason, where time ran out, another process is at it, or it cannot be done."""
         key = one.recipe.name, one.variant.label
@@ -240,11 +247,11 @@ class Study:
         return None
 
     def _latency(self, one: StudyRun) -> dict[str, float | None]:
-        """Milliseconds per user; None where time was up before they were measured."""
+        """Milliseconds per user; None where time was up before they were measured, and where only the results of a run are here."""
         folders = {stage: one.folder / name for stage, name in FOLDERS.items()}
         try:
             return dict(measure_latency(one.recipe, folders, one.folder / "latency"))
-        except OutOfTime:
+        except (OutOfTime, NothingToMeasure):
             return {f"batch_{size}_ms": None for size in LatencyConfig().batch_sizes}
 
     # ---- results --------------------------------------------------------------------------------------------------------------
@@ -252,6 +259,7 @@ class Study:
     def _envelope(self, seconds: float) -> dict[str, Any]:
         rows: dict[str, dict[str, Any]] = {}
         values: dict[str, list[SliceValues]] = {}
+        intervals: dict[str, SliceIntervals] = {}
         not_run: dict[str, dict[str, Any]] = {}
         for source, base in self.bases.items():
             wanted = list(range(base.seed, base.seed + self.config.seeds))
@@ -261,10 +269,14 @@ class Study:
                 name = variant.label if len(self.bases) == 1 else f"{base.name}, {variant.label}"
                 about = {"recipe": base.name, "part": "", **asdict(variant)}
                 for seed, envelope in sorted(done.items()):
+                    measured = self._parts(envelope, "intervals")
                     for part, slices in self._slices(envelope).items():
                         row = f"{name}, {part}" if part else name
+                        intervals |= {row: measured[part]} if part in measured else {}
                         values.setdefault(row, []).append(slices)
-                        rows.setdefault(row, about | {"part": part, "seeds": []})["seeds"].append(seed)
+                        entry = rows.setdefault(row, about | {"part": part, "seeds": [], "machines": []})
+                        entry["seeds"].append(seed)
+                        entry["machines"] = sorted({*entry["machines"], machine_name(envelope["machine"])})
                 missing = [seed for seed in wanted if seed not in done]
                 if missing:
                     rows.setdefault(name, about | {"seeds": []})
@@ -272,12 +284,14 @@ class Study:
                     not_run[name] = {"seeds": missing, "reason": self.failed.get(key, otherwise)}
         mean, std = over_seeds(values)
         several = {row: std[row] for row in std if len(values[row]) > 1}
+        alone = {row: found for row, found in intervals.items() if row not in several}  # what users say of the mean of seeds, no run knows
         return result_envelope(
             mean,
             std=several or None,
             command=self.command,
             seeds=sorted({seed for row in rows.values() for seed in row["seeds"]}),
-            seconds=seconds,
+            seconds=sum(self.spent.values()),
+            seconds_of_call=round(seconds, 2),
             study=self.config.question,
             recipes={recipe.name: self._about(recipe) for recipe in self.bases.values()},
             set=list(self.config.assignments),
@@ -285,11 +299,12 @@ class Study:
             rows=rows,
             not_run=not_run,
             **self._readable(),
-            **({"pairs": self._pairs(rows)} if self.config.question == STREAMS else {}),
+            **({"intervals": alone} if alone else {}),
+            **({"pairs": self._pairs(rows)} if self.config.question in ("rq2", STREAMS) else {}),
         )
 
     def _pairs(self, rows: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """The paired tests between rows of one table, of every recipe."""
+        """The paired tests that the tables ask for, of every recipe."""
         found = []
         for source, base in self.bases.items():
             own = {row: about for row, about in rows.items() if about["recipe"] == base.name}
@@ -306,10 +321,14 @@ class Study:
         if self.config.question == "rq3":
             seconds = {"train" if stage == "finetune" else stage: spent for stage, spent in envelope["seconds_by_stage"].items()}
             return {"": {"seconds": seconds, "latency": envelope["latency"]}}
-        own = envelope["system"]
-        parts = {system: slices for system, slices in sorted(envelope["metrics"].items()) if system != FLOOR or own == FLOOR}
-        named = {system.removeprefix(own).removeprefix(", "): slices for system, slices in parts.items()}
+        named = self._parts(envelope, "metrics")
         return slices_of(envelope, envelope[STREAMS], named) if self.config.question == STREAMS else named
+
+    def _parts(self, envelope: Mapping[str, Any], kind: str) -> dict[str, Any]:
+        """The `metrics` or `intervals` of a run by part of its system, which the floor beside it is not; none for rq3: no accuracy."""
+        own, found = envelope["system"], {} if self.config.question == "rq3" else envelope.get(kind, {})
+        parts = {system: slices for system, slices in sorted(found.items()) if system != FLOOR or own == FLOOR}
+        return {system.removeprefix(own).removeprefix(", "): slices for system, slices in parts.items()}
 
     def _about(self, recipe: Recipe) -> dict[str, Any]:
         generator, loop = recipe.finetune.generator, recipe.finetune.loop

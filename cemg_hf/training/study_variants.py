@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig
 
 from ..errors import CEMGError
+from ..evaluation.study_report import ABLATIONS
 from ..features.store import CONTENT_MODALITIES
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def compared(systems: Sequence[str]) -> list[Variant]:
 
 
 def ablated(recipe: Recipe, modalities: Sequence[str], init_from: str | None = None) -> list[Variant]:
-    """RQ2: CEMG, and CEMG with one thing less at a time.
+    """RQ2: CEMG, and CEMG with one thing less at a time, which is tested against the whole.
 
     Args:
         recipe: the experiment; only parts that it has can be taken away.
@@ -97,7 +98,7 @@ def ablated(recipe: Recipe, modalities: Sequence[str], init_from: str | None = N
         sizes = [f"finetune.generator.{name}={value}" for name, value in t5_sizes(init_from).items()]
         variants.append(Variant("pretrained T5", CEMG, (f"finetune.generator.init_from={init_from}",)))
         variants.append(Variant("the same T5 from scratch", CEMG, tuple(sizes)))
-    return variants
+    return [replace(variant, tables={ABLATIONS: CEMG if variant.assignments else ""}) for variant in variants]
 
 
 def t5_sizes(source: str) -> dict[str, Any]:

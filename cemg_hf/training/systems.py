@@ -34,6 +34,7 @@ class Family:
     earlier: tuple[str, ...] = field(metadata={"help": "Stages whose output the training reads."})
     train: Callable[[Recipe, Folders], object] | None = field(metadata={"help": "The training; None where there is nothing to save."})
     ranker: Callable[[Recipe, Folders, PreparedDataset], Ranker] = field(metadata={"help": "The trained system, ready to rank."})
+    settings: tuple[str, ...] = field(default=(), metadata={"help": "What both read of the recipe beside its `evaluate` section."})
 
 
 def _train_sequential(recipe: Recipe, folders: Folders) -> None:
@@ -43,17 +44,19 @@ def _train_sequential(recipe: Recipe, folders: Folders) -> None:
 
 FAMILIES: Mapping[str, Family] = {
     "popularity": Family(("prepare",), None, lambda r, f, data: PopularityRanker(PopularityRecommender(data.train_item_counts()))),
-    "item_knn": Family(("prepare",), None, lambda r, f, data: ItemKNN.fit(data, r.item_knn)),
+    "item_knn": Family(("prepare",), None, lambda r, f, data: ItemKNN.fit(data, r.item_knn), ("item_knn",)),
     "lightgcn": Family(
         ("prepare",),
         lambda r, f: train_lightgcn(r.encode.collaborative, f["prepare"], f["train"], r.seed),
         lambda r, f, data: LightGCNRanker.load(f["train"], data),
+        ("encode.collaborative",),
     ),
-    "sequential": Family(("prepare",), _train_sequential, lambda r, f, data: NetworkRanker.load(f["train"], data)),
+    "sequential": Family(("prepare",), _train_sequential, lambda r, f, data: NetworkRanker.load(f["train"], data), ("sequential",)),
     "mmgrec": Family(
         ("prepare", "encode"),
         lambda r, f: train_mmgrec(r.mmgrec, f["prepare"], f["encode"], f["train"], r.seed),
         lambda r, f, data: MMGRecRanker.load(f["train"], data, r.evaluate.num_beams, r.evaluate.batch_size),
+        ("mmgrec",),
     ),
 }
 
@@ -65,6 +68,17 @@ def stages_of(recipe: Recipe) -> tuple[str, ...]:
     family = FAMILIES[recipe.family]
     content = ("encode", "tokenize") if recipe.family == "sequential" and recipe.sequential.content else ()
     return (*family.earlier, *content, *(("train",) if family.train else ()), "evaluate")
+
+
+_STAGE_SETTINGS: Mapping[str, tuple[str, ...]] = {"tokenize": ("tokenize", "streams"), "finetune": ("finetune", "streams"), "train": ()}
+"""What stages read of a recipe, where that is not the section of their name; a training reads the settings of its family."""
+
+
+def settings_read(recipe: Recipe) -> tuple[str, ...]:
+    """Paths ("section" or "section.key") of all that the result of a recipe depends on; other settings can be what they like."""
+    stages = [path for stage in stages_of(recipe) for path in _STAGE_SETTINGS.get(stage, (stage,))]
+    own = FAMILIES[recipe.family].settings if recipe.family in FAMILIES else ()
+    return tuple(dict.fromkeys(["name", "system", "family", "seed", *stages, *own]))
 
 
 def evaluate_system(recipe: Recipe, folders: Folders, command: str) -> Path:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from cemg_hf.errors import CEMGError
 from cemg_hf.evaluation import format_table, plot_metrics, plot_training_curve, still_rising
+from cemg_hf.evaluation.report import written
 
 METRICS = {
     "cemg": {
@@ -84,3 +85,11 @@ def test_figures_that_cannot_be_drawn_are_refused(tmp_path: Path, history: list[
     with pytest.raises(CEMGError, match="no system has any of the slices"):
         plot_metrics(METRICS, tmp_path / "bars.png", slices=("validation",))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_value_stands_with_its_spread_or_its_interval() -> None:
+    assert written(None, 0.1, [0, 1]) == "–"
+    assert written(0.0541, 0.0012, [0.05, 0.06]) == "0.0541 ± 0.0012"
+    assert written(0.0541, None, [0.0512, 0.057]) == "0.0541 [0.0512, 0.0570]"
+    assert written(0.0541, 0.0) == "0.0541 ± 0.0000"
+    assert written(1234.56, form=",.1f") == "1,234.6"

@@ -50,6 +50,16 @@ def test_steps_and_costs_have_their_units() -> None:
     assert costs["sasrec"]["ms per training step"] == "–"
 
 
+def test_seconds_of_several_machines_say_whose_they_are() -> None:
+    envelope = streams_study()
+    for row, about in envelope["rows"].items():
+        envelope["rows"][row] = about | {"machines": ["2 cores"]}
+    assert "trained on" not in "\n".join(recipe_tables(envelope, "shop"))
+    envelope["rows"]["mscgrec"]["machines"] = ["2 cores", "a GPU"]
+    costs = named(block("\n".join(recipe_tables(envelope, "shop")), "What it costs"))
+    assert {name: costs[name]["trained on"] for name in ("mscgrec", "sasrec")} == {"mscgrec": "2 cores, a GPU", "sasrec": "2 cores"}
+
+
 def test_codes_are_listed_once() -> None:
     rows = block(tables(), "Items that share codes before the separating level")
     assert [row[:2] for row in rows[1:]] == [["mscgrec", "collaborative"], ["mscgrec", "text"], ["cemg", "everything"]]

@@ -10,7 +10,7 @@ from PIL import Image
 from study_samples import accuracy, streams_study, study
 
 from cemg_hf.evaluation.study_plots import plot_study
-from cemg_hf.evaluation.study_report import QUESTIONS, format_streams, format_study
+from cemg_hf.evaluation.study_report import QUESTIONS, format_for_page, format_study
 from cemg_hf.training.study_variants import Variant
 
 CEMG, TIGER = Variant("cemg"), Variant("tiger", "tiger")
@@ -59,11 +59,49 @@ def test_ablations_are_measured_from_the_same_part_of_full_cemg() -> None:
     assert "`cemg study rq2 shop`" in text
 
 
+def test_ablations_with_tests_have_intervals_and_p() -> None:
+    envelope = ablations()
+    pair = {"table": "ablations", "recipe": "shop", "difference": -0.025, "low": -0.04, "high": -0.01, "p_value": 0.001, "p_holm": 0.002}
+    envelope["pairs"] = [pair | {"a": "a", "b": "cemg"}, pair | {"a": "other", "b": "cemg", "recipe": "another"}]
+    envelope["intervals"] = {row: {"test": {"hr@10": [0.1, 0.4], "ndcg@10": None}} for row in ("a", "b")}
+    del envelope["std"]["a"]
+    text = format_study(envelope)
+    assert cells(text, "Variant")[-1] == "Δ NDCG@10, history excluded [95 %], p"
+    assert cells(text, "without text")[2:] == ["0.2750 [0.1000, 0.4000]", *["0.2750"] * 3, "−0.0250 [−0.0400, −0.0100], .002"]
+    assert cells(text, "without text, codes only")[2:] == [*["0.2500 ± 0.0050"] * 4, "+0.0500"], "without lists there is no test"
+    assert cells(text, "cemg")[-1] == ""
+    assert "95 % bootstrap intervals over users" in text
+    assert "Holm's correction" in text
+    page = format_for_page(envelope)
+    assert cells(page, "without text") == cells(text, "without text")
+    assert page.endswith("table.")
+    assert not page.startswith("#")
+
+
+def test_intervals_stand_only_where_there_is_room() -> None:
+    for question, shown in (("rq1", False), ("rq5", False), ("rq4", True)):
+        envelope = sweep() if question == "rq4" else systems(question)
+        envelope["std"] = {}
+        parts = {part: {name: [0.1, 0.4] for name in values} for part, values in accuracy(0.1).items()}
+        envelope["intervals"] = dict.fromkeys(envelope["metrics"], parts)
+        assert (" [0.1000, 0.4000]" in format_study(envelope)) == shown
+        assert ("95 % bootstrap intervals" in format_study(envelope)) == shown
+
+
 def test_times_have_their_units_and_the_papers_beside_them() -> None:
     text = format_study(times())
     assert cells(text, "cemg") == ["cemg", "1, 2", "1.0 ± 0.0", "–", "20.0 ± 0.0", "3,000.0 ± 0.0", "10.0 ± 0.0", "20.00 ± 0.01", "–"]
     assert "2 threads" in text
     assert "Beauty ≈ 2.6 h tokenisation + 5.5 h generation, ≈ 15.6 ms per user" in text
+
+
+def test_times_of_several_machines_say_whose_they_are() -> None:
+    envelope = times()
+    envelope["rows"] = {"cemg": envelope["rows"]["cemg"] | {"machines": ["a GPU"]}}
+    assert "trained on" not in format_study(envelope)
+    envelope["rows"]["tiger"] = envelope["rows"]["cemg"] | {"label": "tiger", "machines": ["2 cores"]}
+    text = format_study(envelope)
+    assert [cells(text, name)[-1] for name in ("System", "cemg", "tiger")] == ["trained on", "a GPU", "2 cores"]
 
 
 def test_code_streams_have_tables_of_their_own() -> None:
@@ -103,13 +141,13 @@ def test_a_question_without_any_result_still_has_a_figure(tmp_path: Path) -> Non
 
 def test_tables_for_a_page_have_a_heading_per_recipe_where_there_are_several() -> None:
     envelope: dict[str, Any] = streams_study()
-    text = format_streams(envelope)
+    text = format_for_page(envelope)
     assert text.startswith("A shop. Budget of CEMG: T5 of width 16, at most 2 epochs")
     assert "\n### Which stream" in text
     envelope["recipes"]["second"] = envelope["recipes"]["shop"]
     envelope["rows"]["second, mscgrec"] = envelope["rows"]["mscgrec"] | {"recipe": "second"}
     envelope["metrics"]["second, mscgrec"] = accuracy(0.1) | {"codes_text": {"items": 7}}
-    text = format_streams(envelope)
+    text = format_for_page(envelope)
     assert text.startswith("### shop\n\nA shop.")
     assert "\n#### Which stream" in text.partition("\n### second\n\nA shop.")[2]
     assert "| mscgrec | text | 7 | – | – | – |" in text

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from cemg_hf.artefacts import Manifest
+from cemg_hf.recipes import load_recipe
 from cemg_hf.training import measurement
 from cemg_hf.training.deadline import OutOfTime
-from cemg_hf.training.measurement import measured_once
+from cemg_hf.training.measurement import NothingToMeasure, check_trained, measured_once, measurement_manifest
 
 
 def test_a_measurement_is_taken_once_and_needs_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,3 +25,17 @@ def test_a_measurement_is_taken_once_and_needs_time(tmp_path: Path, monkeypatch:
     monkeypatch.undo()
     elsewhere = Manifest("weight", {"processor": "another"}, {}, 0)
     assert measured_once(tmp_path / "weight", elsewhere, lambda: {"kg": 2}) == {"kg": 2}
+
+
+@pytest.mark.parametrize(("system", "needs_model"), [("cemg", True), ("sasrec", True), ("lightgcn", True), ("item_knn", False)])
+def test_without_what_was_trained_there_is_nothing_to_measure(system: str, needs_model: bool, tmp_path: Path) -> None:
+    recipe = load_recipe("sample", system=system)
+    folders = {"prepare": tmp_path / "dataset", "finetune": tmp_path / "model"}
+    with pytest.raises(NothingToMeasure, match="dataset: not there"):
+        measurement_manifest("latency", recipe, folders, {})
+    (tmp_path / "dataset").mkdir()
+    if needs_model:
+        with pytest.raises(NothingToMeasure, match="model: not there"):
+            check_trained(recipe, folders)
+        (tmp_path / "model").mkdir()
+    check_trained(recipe, folders)

@@ -13,10 +13,11 @@ import pytest
 from command_samples import write_shop
 
 from cemg_hf.evaluation.predictions import PREDICTIONS_NAME, read_predictions, write_predictions
+from cemg_hf.evaluation.study_pairs import evaluation_of, paired_tests
 from cemg_hf.models.cemg.assignment_cemg import collision_rate
 from cemg_hf.training import footprint, latency, step_cost
 from cemg_hf.training.loading import open_tokenizer
-from cemg_hf.training.stream_study import ONE_CODE, collisions, evaluation_of, left_out, paired_tests
+from cemg_hf.training.stream_study import ONE_CODE, collisions, left_out
 from cemg_hf.training.studies import Study, StudyConfig, run_study
 
 QUICK = (
@@ -148,6 +149,23 @@ def test_a_run_without_its_lists_is_in_no_paired_test(shop: Path, output: Path, 
     assert {(pair["a"], pair["b"]) for pair in again["pairs"]} == {
         (pair["a"], pair["b"]) for pair in answer["pairs"] if "sasrec" not in (pair["a"], pair["b"])
     }
+
+
+def test_a_run_whose_model_is_elsewhere_keeps_what_it_measured(shop: Path, output: Path, answer: dict[str, Any]) -> None:
+    run = output / "shop" / "mscgrec" / "seed-1"
+    away = (run / "model").rename(run / "model-on-another-machine")
+    try:
+        again = run_study(StudyConfig("streams", [str(shop)], output, SYSTEMS, assignments=QUICK), "cemg study streams")
+    finally:
+        away.rename(run / "model")
+    assert again["not_run"] == {}
+    assert {row for row in answer["rows"] if row not in again["rows"]} == {row for row in answer["rows"] if "without" in row}
+    needs_model = {"latency", "memory", "step"}
+    assert {part: values for part, values in answer["metrics"]["mscgrec"].items() if part not in needs_model} == again["metrics"]["mscgrec"]
+    assert again["metrics"]["sasrec"] == answer["metrics"]["sasrec"]
+    assert {("content", "mscgrec", "sasrec")} < {(pair["table"], pair["a"], pair["b"]) for pair in again["pairs"]}
+    (costs,) = (line for line in (output / "streams.md").read_text().split("### What it costs")[1].splitlines() if "| mscgrec |" in line)
+    assert costs.count("–") == 8
 
 
 def test_without_time_what_is_there_is_shown(shop: Path, output: Path, answer: dict[str, Any]) -> None:

@@ -70,6 +70,7 @@ def test_an_answer_is_one_envelope_a_table_and_a_figure(output: Path) -> None:
         run = json.loads((output / "shop" / system / "seed-1" / "metrics.json").read_text())
         assert answer["metrics"][system] == run["metrics"][system]
         assert (answer["rows"][system]["system"], answer["rows"][system]["seeds"]) == (system, [1])
+        assert answer["intervals"][system] == run["intervals"][system]
     assert "std" not in answer, "one seed has no spread"
     assert "| item_knn | 1 |" in (output / "rq1.md").read_text()
     assert (output / "rq1.png").stat().st_size > 5000
@@ -92,6 +93,7 @@ def test_stages_in_common_are_made_once(ask: Ask, output: Path, monkeypatch: pyt
 def test_means_and_spreads_are_those_of_the_runs(ask: Ask, output: Path) -> None:
     answer = ask("rq1", SYSTEMS[1:], seeds=2)
     assert answer["seeds"] == [1, 2]
+    assert "intervals" not in answer, "those of one seed are not those of the mean"
     for system in SYSTEMS[1:]:
         runs = [json.loads((output / "shop" / system / f"seed-{seed}" / "metrics.json").read_text())["metrics"] for seed in (1, 2)]
         for part, values in runs[0][system].items():
@@ -123,7 +125,7 @@ def test_a_run_from_before_a_setting_is_finished_under_its_default(shop: Path, o
     written = yaml.safe_load((done.folder / "recipe.yaml").read_text())
     del written["evaluate"]["ks"]
     older = StudyRun(done.recipe, done.variant, folder)
-    for recipe, finished in ((written, True), (written | {"seed": 99}, False), (written | {"gone": 1}, False)):
+    for recipe, finished in ((written, True), (written | {"seed": 99}, False)):
         (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
         assert (older.finished() is not None) == finished
     other = load_recipe(shop, [*QUICK, "evaluate.ks=[10]"], system="popularity")
@@ -153,6 +155,44 @@ def test_time_and_latency(ask: Ask, output: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(latency, "_timed", lambda *_: pytest.fail("measured twice"))
     assert ask("rq3", SYSTEMS[:2])["metrics"] == answer["metrics"]
     assert "ms per user, alone" in (output / "rq3.md").read_text()
+
+
+def test_the_seconds_are_those_of_all_runs_and_shared_stages_count_once(ask: Ask, output: Path) -> None:
+    answer = ask("rq1", SYSTEMS[1:], time_budget_s=0)
+    runs = [json.loads((output / "shop" / system / "seed-1" / "metrics.json").read_text()) for system in SYSTEMS[1:]]
+    shared = {run["seconds_by_stage"]["prepare"] for run in runs}
+    assert len(shared) == 1, "both have the same data"
+    assert answer["seconds"] == pytest.approx(sum(run["seconds"] for run in runs) - shared.pop(), abs=0.02)
+    assert 0 < answer["seconds_of_call"] != answer["seconds"]
+
+
+def test_latency_of_a_run_whose_model_is_elsewhere_is_not_measured(ask: Ask, output: Path) -> None:
+    run = output / "shop" / "cemg" / "seed-1"
+    away = (run / "model").rename(run / "model-on-another-machine")
+    try:
+        answer = ask("rq3", SYSTEMS[:2])
+    finally:
+        away.rename(run / "model")
+    assert answer["not_run"] == {}
+    assert answer["metrics"]["cemg"]["latency"] == {"batch_1_ms": None, "batch_64_ms": None}
+    assert answer["metrics"]["cemg"]["seconds"]["train"] > 0
+    assert answer["metrics"]["popularity"]["latency"]["batch_1_ms"] > 0
+
+
+def test_ablations_are_tested_against_the_whole(ask: Ask, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(studies, "ablated", lambda *arguments: ablated(*arguments)[:2])
+    answer = ask("rq2")
+    (pair,) = answer["pairs"]
+    assert (pair["a"], pair["b"], pair["table"], pair["slice"]) == (
+        "without collaborative",
+        "cemg",
+        "ablations",
+        "test_excluding_history",
+    )
+    values = [answer["metrics"][pair[side]][pair["slice"]]["ndcg@10"] for side in ("a", "b")]
+    assert pair["difference"] == pytest.approx(values[0] - values[1])
+    assert pair["p_holm"] == pair["p_value"]
+    assert "Δ NDCG@10, history excluded [95 %], p |" in (output / "rq2.md").read_text()
 
 
 def test_training_that_runs_out_of_time_or_is_killed_continues(ask: Ask, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,6 +236,11 @@ def test_other_settings_are_other_runs(shop: Path, output: Path) -> None:
     assert same.folder == other.folder
     assert same.finished() is not None
     assert other.finished() is None
+    unread = (*QUICK, "tokenize.epochs=1", "finetune.loop.epochs=1")
+    (unconcerned,) = Study(StudyConfig("rq1", [str(shop)], output, ("item_knn",), assignments=unread))._runs()
+    assert unconcerned.finished() == same.finished()
+    (concerned,) = Study(StudyConfig("rq1", [str(shop)], output, ("cemg",), assignments=unread))._runs()
+    assert concerned.finished() is None
 
 
 def test_what_cannot_be_run_is_named_and_stops_nothing(ask: Ask, output: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from tokenizer_samples import settings
 
+from cemg_hf.evaluation.study_report import ABLATIONS
 from cemg_hf.models.cemg.modeling_rqvae import GuidedFusion
 from cemg_hf.recipes import Recipe, load_recipe
 from cemg_hf.training.study_variants import CEMG, EQUAL_THIRDS, MSCGREC, Variant, ablated, streamed
@@ -91,3 +92,10 @@ def test_concatenated_is_every_vector_beside_the_others() -> None:
         for (name, size), part in zip(dims.items(), parts.values(), strict=True)
     ]
     assert lengths == pytest.approx([6.0] * 3, rel=1e-3)
+
+
+def test_every_ablation_is_tested_against_the_whole() -> None:
+    whole, *others = ablated(load_recipe("beauty"), TWO)
+    assert whole.tables == {ABLATIONS: ""}
+    assert len(others) > 5
+    assert all(variant.tables == {ABLATIONS: whole.label} for variant in others)

@@ -13,8 +13,10 @@ from shop_samples import ITEMS, USERS, walks
 from cemg_hf.artefacts import read_manifest
 from cemg_hf.errors import CEMGError
 from cemg_hf.recipes import Recipe, load_recipe, recipe_names, system_names
-from cemg_hf.training import systems
+from cemg_hf.training import pipeline, systems
+from cemg_hf.training.deadline import OutOfTime
 from cemg_hf.training.pipeline import run
+from cemg_hf.training.run_folder import SUPERSEDED, result_of
 from cemg_hf.training.systems import FAMILIES, stages_of
 
 COMPARED = ["popularity", "item_knn", "lightgcn", "gru4rec", "sasrec"]
@@ -114,3 +116,23 @@ def test_stages_of_every_system_on_every_recipe(name: str, system: str) -> None:
     else:
         assert ("train" in stages) == (FAMILIES[recipe.family].train is not None)
         assert ("tokenize" in stages) == (recipe.family == "sequential" and recipe.sequential.content)
+
+
+def test_the_result_of_other_settings_stays_until_there_is_a_new_one(
+    interactions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, other = (recipe_of("popularity", interactions, f"evaluate.cold_threshold={count}") for count in (5, 3))
+    measured = run(first, tmp_path)
+    with monkeypatch.context() as late:
+        late.setattr(pipeline, "time_is_up", lambda: True)
+        with pytest.raises(OutOfTime):
+            run(other, tmp_path)
+    assert result_of(first, tmp_path) == measured, "a run that did not begin changes nothing"
+    with monkeypatch.context() as killed:
+        killed.setattr(systems, "evaluate_ranker", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(other, tmp_path)
+    assert result_of(other, tmp_path) is None
+    assert result_of(first, tmp_path / SUPERSEDED) == measured
+    assert run(other, tmp_path) == result_of(other, tmp_path) != measured
+    assert not (tmp_path / SUPERSEDED).exists()

@@ -139,6 +139,9 @@ def test_a_killed_training_continues_under_its_own_settings_only(dataset: Path, 
     for other in ({"loss": "full"}, {"dropout": 0.4}, {"num_heads": 4}):
         with pytest.raises(CEMGError):
             train_sequential(replace(config, settings=config.settings | other), dataset, tmp_path / "model", seed=0)
+    for protocol in ({"validation_users": 5}, {"validation_excludes_history": False}):  # the best weights were chosen by another
+        with pytest.raises(CEMGError, match="was made with other settings"):
+            train_sequential(replace(config, **protocol), dataset, tmp_path / "model", seed=0)
 
 
 def test_the_time_budget_ends_a_training_that_can_go_on(dataset: Path, tmp_path: Path) -> None:

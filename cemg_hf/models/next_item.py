@@ -88,7 +88,8 @@ class NextItemModel(PreTrainedModel):
             vectors = self.item_vectors()
             states = self.states(items, vectors)
         last = states[torch.arange(len(items), device=items.device), (items >= 0).sum(dim=1)]
-        return last.float() @ vectors.float().T
+        with torch.autocast(items.device.type, enabled=False):  # it would round what was made fp32, and near items to one score
+            return last.float() @ vectors.float().T
 
     @torch.inference_mode()
     def recommend(

@@ -159,9 +159,9 @@ class WindowCollator:
         if self.augmentation is None or not self.augmentation.stream_dropout:
             return history
         assert self.missing_tokens is not None
-        hidden = self.augmentation.hidden_streams(batch, items.shape[1], len(self.missing_tokens))
-        codes = history.unflatten(-1, (len(self.missing_tokens), -1))
-        return torch.where(hidden.unsqueeze(-1), self.missing_tokens.unsqueeze(-1), codes).flatten(-2)
+        missing, codes = self.missing_tokens.unsqueeze(-1), history.unflatten(-1, (len(self.missing_tokens), -1))
+        hidden = self.augmentation.hidden_streams(batch, (codes != missing).any(dim=-1))  # no code is the token of a missing stream
+        return torch.where(hidden.unsqueeze(-1), missing, codes).flatten(-2)
 
     def _tokens(self, items: Tensor, batch: Sequence[int]) -> Tensor:
         """(B, T, M) tokens of items (B, T), in the identifiers drawn for their windows."""

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from cemg_hf.artefacts import Manifest
+from cemg_hf.recipes import load_recipe
 from cemg_hf.training import measurement
 from cemg_hf.training.deadline import OutOfTime
-from cemg_hf.training.measurement import measured_once
+from cemg_hf.training.measurement import measured_once, measurement_manifest
 
 
 def test_a_measurement_is_taken_once_and_needs_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,3 +25,18 @@ def test_a_measurement_is_taken_once_and_needs_time(tmp_path: Path, monkeypatch:
     monkeypatch.undo()
     elsewhere = Manifest("weight", {"processor": "another"}, {}, 0)
     assert measured_once(tmp_path / "weight", elsewhere, lambda: {"kg": 2}) == {"kg": 2}
+
+
+def test_what_a_system_without_a_model_folder_ranks_by_is_part_of_what_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "dataset").mkdir()
+    folders = {"prepare": tmp_path / "dataset", "finetune": tmp_path / "model"}
+
+    def manifest(system: str, *assignments: str) -> Manifest:
+        return measurement_manifest("latency", load_recipe("beauty", assignments, system=system), folders, {"k": 10})
+
+    fewer = "item_knn.neighbours=7"
+    assert manifest("item_knn") == manifest("item_knn")
+    assert manifest("item_knn", fewer) != manifest("item_knn")
+    assert manifest("item_knn", fewer).settings["neighbours"] == 7
+    assert manifest("popularity", fewer) == manifest("popularity")  # and finished measurements of all others stay current:
+    assert manifest("sasrec", fewer).settings.keys() == {"k", "threads", "processor", "cores", "accelerator", "system"}

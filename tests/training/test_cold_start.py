@@ -125,6 +125,9 @@ def test_impossible_requests_are_refused(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(CEMGError, match="not a prepared dataset"):
         hold_out_items(tmp_path, tmp_path / "held")
     assert not (tmp_path / "held").exists()
+    once = hold_out_items(dataset, tmp_path / "once", 0.1)
+    with pytest.raises(CEMGError, match="once: has the manifest of 'hold-out' in the place of that of `prepare`"):
+        hold_out_items(once, tmp_path / "twice", 0.1)
     for wrong, message in [({"num_beams": 5}, "num_beams = 5"), ({"boosts": []}, "boosts"), ({"collaborative": ["x"]}, "collaborative")]:
         with pytest.raises(CEMGError, match=message):
             run_cold_start(load_recipe("sample"), tmp_path / "run", ColdStartConfig(**wrong))

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..artefacts import Manifest, fingerprint_path, is_current, write_folder, write_json
 from ..errors import CEMGError
-from ..features.store import MODALITIES, FeatureStore, ModalityFeatures
+from ..features.store import MODALITIES, FeatureStore, ModalityFeatures, taken_rows
 from ..models.cemg.assignment_cemg import AssignmentReport, assign_unique_codes, collision_rate
 from ..models.cemg.modeling_rqvae import CEMGRQVAE, ContentHead
 from ..models.mscgrec import MSCGRecTokenizer, StreamQuantisers
@@ -158,8 +158,8 @@ def stream_codes(
     """
     given = np.array(features.mask)
     alone = replace(config, modalities=[name], lambda_align=0.0, modality_dropout=0.0, content_head_dim=0, content_vector_dim=0)
-    shown = {name: np.asarray(features.vectors[np.flatnonzero(given)])}
-    rqvae, quality = train_rqvae(shown, {name: np.ones(int(given.sum()), dtype=bool)}, alone, seed)
+    shown = features.vectors if given.all() else taken_rows(features.vectors, np.flatnonzero(given))
+    rqvae, quality = train_rqvae({name: shown}, {name: np.ones(len(shown), dtype=bool)}, alone, seed)
     nearest = quantise(rqvae, FeatureBatches({name: features.vectors}, {name: given}))
     assert nearest.latent is not None
     codes, about = _assigned(nearest.codes, nearest.latent, torch.from_numpy(given), rqvae.codebooks)

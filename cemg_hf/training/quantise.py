@@ -8,7 +8,7 @@ reorder near code vectors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,10 +68,11 @@ class FeatureBatches:
         self._tensors = {name: _to_device(values[:], self.device) for name, values in vectors.items()} if self.resident else {}
 
     @classmethod
-    def from_store(cls, store: FeatureStore, device: str | torch.device = "cpu", resident_bytes: int = RESIDENT_BYTES) -> FeatureBatches:
-        """All modalities of a store."""
-        vectors = {name: features.vectors for name, features in store.modalities.items()}
-        return cls(vectors, {name: features.mask for name, features in store.modalities.items()}, device, resident_bytes)
+    def from_store(cls, store: FeatureStore, names: Iterable[str] | None = None, resident_bytes: int = RESIDENT_BYTES) -> FeatureBatches:
+        """Modalities of a store, on the CPU: those of `names`, all where None."""
+        chosen = {name: store.modalities[name] for name in (store.modalities if names is None else names)}
+        vectors, masks = ({name: getattr(one, part) for name, one in chosen.items()} for part in ("vectors", "mask"))
+        return cls(vectors, masks, resident_bytes=resident_bytes)
 
     def __len__(self) -> int:
         """N."""
@@ -117,24 +118,6 @@ class Quantised:
     metrics: dict[str, Any] = field(
         metadata={"help": "reconstruction_error (a share of the variance), levels (used_codes, perplexity of each), collision_rate."}
     )
-
-
-def quantise_store(
-    rqvae: CEMGRQVAE, store: FeatureStore, *, batch_size: int = 8192, device: str | torch.device | None = None, progress: bool = True
-) -> Quantised:
-    """Nearest codes and latents of all items of a store, read from disk batch by batch; see `quantise`.
-
-    The model works on `device` (default: where it is) and is back where it was afterwards.
-    """
-    home = rqvae.codebooks.device
-    device = torch.device(device or home)
-    try:
-        # One pass reads every row once: there is nothing to gain from putting them all on the device first.
-        return quantise(
-            rqvae.to(device), FeatureBatches.from_store(store, device, resident_bytes=0), batch_size=batch_size, progress=progress
-        )
-    finally:
-        rqvae.to(home)
 
 
 @torch.no_grad()

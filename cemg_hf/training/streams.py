@@ -217,9 +217,7 @@ def content_head(
         head = head_of({name: store.modalities[name].vectors.shape[1] for name in names}, config.content_head_dim)
         if head is None:
             return None, None
-        chosen = {name: store.modalities[name] for name in names}
-        data = FeatureBatches({name: one.vectors for name, one in chosen.items()}, {name: one.mask for name, one in chosen.items()})
-        return head, train_content_head(head, data)
+        return head, train_content_head(head, FeatureBatches.from_store(store, names))
 
 
 def load_codebooks(folder: str | Path, streams: Sequence[str]) -> list[Tensor] | None:

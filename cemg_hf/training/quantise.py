@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..errors import CEMGError
+from ..evaluation.codes import code_usage
 from ..features.store import FeatureStore, scratch_array
 from ..models.cemg.assignment_cemg import collision_rate
 from ..models.cemg.modeling_rqvae import CEMGRQVAE, CONTENT_MODALITIES, FusionOutput
@@ -186,10 +187,8 @@ def content_vectors(rqvae: CEMGRQVAE, items: FeatureBatches, batch_size: int = 8
 
 
 def level_report(codes: Tensor, size: int) -> dict[str, float]:
-    """Share of a level's `size` codes that occur in codes (N,), and their perplexity."""
-    share = torch.bincount(codes, minlength=size).double() / max(len(codes), 1)
-    entropy = -(share * share.clamp_min(1e-300).log()).sum()
-    return {"used_codes": float((share > 0).double().mean()), "perplexity": float(entropy.exp())}
+    """Share of a level's `size` codes that occur in codes (N,), and their perplexity; 1 of no codes."""
+    return code_usage(torch.bincount(codes, minlength=size).cpu().numpy())
 
 
 def alpha_report(alpha: Tensor) -> dict[str, Any]:

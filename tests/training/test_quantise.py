@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cemg_hf.errors import CEMGError
+from cemg_hf.evaluation.codes import level_usage
 from cemg_hf.features import store as store_module
 from cemg_hf.features.projection import Projection
 from cemg_hf.features.store import FeatureStore, ModalityFeatures
@@ -188,6 +189,10 @@ def test_reports() -> None:
     even = level_report(torch.arange(8) % 4, 8)
     assert even["used_codes"] == 0.5
     assert even["perplexity"] == pytest.approx(4)
+    assert level_report(torch.arange(0), 8) == {"used_codes": 0, "perplexity": 1}
+    codes = torch.randint(0, 5, (40, 2), generator=torch.Generator().manual_seed(0))
+    for column, usage in zip(codes.T, level_usage(codes.numpy(), 8)["levels"], strict=True):
+        assert level_report(column, 8).items() <= usage.items()
     alpha = torch.tensor([[0.2, 0.8], [0.4, 0.6], [1.0, 0.0], [0.0, 0.0]])
     report = alpha_report(alpha)
     assert report["items_with_both"] == 2

@@ -13,6 +13,9 @@ from torch.utils.data import Dataset
 from .augmentation import Augmentation
 from .ragged import IntArray, Ragged
 
+IGNORED_LABEL = -100
+"""Label of a position without a target."""
+
 
 class TrainingWindows(Dataset[int]):
     """Cuts every user's sequence into windows in which each item is a target exactly once.
@@ -137,7 +140,7 @@ class WindowCollator:
         start = torch.full((len(items), 1), self.history_start_id)
         if self.item_causal:
             is_target = (slots >= torch.from_numpy(skipped).unsqueeze(1)) & (items >= 0)
-            labels = tokens.masked_fill(~is_target.unsqueeze(-1), -100).flatten(1)
+            labels = tokens.masked_fill(~is_target.unsqueeze(-1), IGNORED_LABEL).flatten(1)
         else:
             labels = tokens[torch.arange(len(items)), size.squeeze(1) - 1]
         tensors = {

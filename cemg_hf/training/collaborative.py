@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from ..data import PreparedDataset, Ragged
 from ..errors import CEMGError
 from ..evaluation.metrics import rank_from_scores
+from .scoring import SCORES_AT_ONCE
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +35,6 @@ IntArray = npt.NDArray[np.int64]
 RECALL_AT = 20
 LEAST_STEPS_PER_EPOCH = 8
 """On a graph of two batches, `patience` would end the training after a few dozen steps."""
-SCORES_PER_CHUNK = 8_000_000
-"""Scores of the validation ranking that are in memory at once (32 MB)."""
 
 
 @dataclass
@@ -173,7 +172,7 @@ class _ValidationCases:
     def recall(self, user_embeddings: Tensor, item_embeddings: Tensor) -> float:
         """Share of all cases whose target is among the first 20 by e_u · e_i, items of the user's training excluded."""
         hits = 0
-        size = max(1, SCORES_PER_CHUNK // len(item_embeddings))
+        size = max(1, SCORES_AT_ONCE // len(item_embeddings))
         for first in range(0, len(self.users), size):
             users, targets = self.users[first : first + size], self.targets[first : first + size]
             scores = user_embeddings[torch.from_numpy(users).to(user_embeddings.device)] @ item_embeddings.T

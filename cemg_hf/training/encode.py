@@ -23,6 +23,7 @@ from ..features.items import image_encoder, text_encoder
 from ..features.projection import Projection, can_fit
 from ..features.store import MODALITIES, FeatureBlocks, write_features
 from ..features.text import TextConfig
+from ..models.cemg.modeling_rqvae import COLLABORATIVE
 from .collaborative import CollaborativeConfig, train_collaborative
 from .sequential import NETWORKS, SequentialConfig, train_sequential
 from .sequential import REPORT_NAME as TRAINING_REPORT_NAME
@@ -30,7 +31,6 @@ from .sequential import REPORT_NAME as TRAINING_REPORT_NAME
 logger = logging.getLogger(__name__)
 
 REPORT_NAME = "report.json"
-COLLABORATIVE = "collaborative"
 LISTED_ITEMS = 5
 
 

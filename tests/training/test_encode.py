@@ -144,7 +144,7 @@ def test_a_network_over_items_can_give_the_collaborative_vectors(dataset: Path, 
     np.testing.assert_allclose(features.vectors, projected, atol=1e-5)
     assert features.encoder["kind"] == "sasrec"
     assert json.loads((output / "report.json").read_text())["modalities"]["collaborative"]["training"]["steps"] > 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset", "features", "model"], "no scratch is left behind"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".locks", "dataset", "features", "model"], "no scratch is left behind"
     written = (output / "features.safetensors").stat().st_mtime_ns
     encode(config, dataset, output, seed=0)
     assert (output / "features.safetensors").stat().st_mtime_ns == written

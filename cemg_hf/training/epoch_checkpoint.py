@@ -64,13 +64,20 @@ class EpochCheckpoint:
         return state
 
     def save(self, state: State) -> None:
-        """Write `state`, whose values have an `epoch`, in the place of the last one."""
+        """Write `state`, whose values have an `epoch`, in the place of the last one.
+
+        Raises:
+            CEMGError: the disk is full; the last one stays.
+        """
         scratch = self.path.with_name(f".{self.path.name}.partial")
         tensors = {name: value.detach().cpu().clone().contiguous() for name, value in state.tensors.items()}
-        with room_in(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, scratch, {"identity": self.identity, "values": json.dumps(state.values)})
-            scratch.replace(self.path)
+        try:
+            with room_in(self.path):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                save_file(tensors, scratch, {"identity": self.identity, "values": json.dumps(state.values)})
+                scratch.replace(self.path)
+        finally:
+            scratch.unlink(missing_ok=True)
         self.written = time.monotonic()
 
     def between_epochs(self, state: Callable[[], State]) -> None:

@@ -36,7 +36,8 @@ from cemg_hf.models.cemg import CEMGTokenizer
 from cemg_hf.models.cemg.assignment_cemg import assign_unique_codes
 from cemg_hf.models.cemg.modeling_rqvae import CEMGRQVAE, CEMGRQVAEConfig
 from cemg_hf.training.codebooks import initialise_autoencoder, initialise_codebooks
-from cemg_hf.training.quantise import FeatureBatches, quantise_store
+from cemg_hf.training.quantise import FeatureBatches
+from cemg_hf.training.quantise import quantise as quantise_items
 
 DEFAULT_OUTPUT = Path(__file__).parent / "results" / "tokenizer_scale.json"
 WIDTHS = {"collaborative": 64, "text": 768}
@@ -212,7 +213,8 @@ def quantise(folder: Path, items: int, arguments: argparse.Namespace) -> Measure
     """Nearest codes and latents of all items."""
     store, rqvae = FeatureStore.load(folder / "features"), load_rqvae(folder)
     started = Stopwatch()
-    found = quantise_store(rqvae, store, batch_size=arguments.batch_size, progress=False)
+    # One pass reads every row once: there is nothing to gain from holding them all.
+    found = quantise_items(rqvae, FeatureBatches.from_store(store, resident_bytes=0), batch_size=arguments.batch_size)
     taken = started.read()
     assert found.latent is not None
     np.save(folder / "latent.npy", found.latent.numpy())

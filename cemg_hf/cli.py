@@ -636,9 +636,10 @@ def _example(folder: Path) -> None:
 
     data = PreparedDataset.load(folder / "dataset")
     titles = dict(data.items_table(["item_id", "title"]).iter_rows())
-    history = [data.item_ids[index] for index in data.evaluation_cases("test").histories[0]]
+    cases = data.evaluation_cases("test")
+    history = [data.item_ids[index] for index in cases.histories[0]]
     model = CEMGForConditionalGeneration.from_pretrained(folder / "model")
-    typer.echo(f"\nuser {data.user_ids[0]} bought (last 5):")
+    typer.echo(f"\nuser {data.user_ids[cases.users[0]]} bought (last 5):")
     for item_id in history[-5:]:
         typer.echo(f"  {item_id}  {titles[item_id]}")
     typer.echo("the model recommends:")

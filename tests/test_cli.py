@@ -15,7 +15,7 @@ import typer
 from command_samples import NUM_ITEMS, Command, save_model, write_shop
 from safetensors.torch import load_file
 
-from cemg_hf import CEMGTokenizer
+from cemg_hf import CEMGTokenizer, cli
 from cemg_hf.artefacts import MANIFEST_NAME
 from cemg_hf.cli import app
 from cemg_hf.data import PreparedDataset
@@ -301,6 +301,21 @@ def test_recommend_for_a_new_user_and_past_unknown_ids(cemg: Command, tmp_path: 
     assert [line[5:] for line in cemg("recommend", tmp_path / "model", "-k", 3).output.splitlines()] == expected
     known = cemg("recommend", tmp_path / "model", "item-01", "-k", 3)
     assert cemg("recommend", tmp_path / "model", "item-01", "gone", "-k", 3, "--skip-unknown").output == known.output
+
+
+def test_the_example_names_the_user_whose_history_it_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ids = [f"item-{row:02d}" for row in range(NUM_ITEMS)]
+    bought = {"first": ids[:2], "second": ids[2:6]}  # nobody with two interactions is evaluated
+    (tmp_path / "dataset").mkdir()
+    users = [user for user, items in bought.items() for _ in items]
+    interactions = {"user_id": users, "item_id": [*bought["first"], *bought["second"]], "timestamp": range(len(users))}
+    pl.DataFrame(interactions).write_parquet(tmp_path / "dataset" / "interactions.parquet")
+    pl.DataFrame({"item_id": ids, "title": ids}).write_parquet(tmp_path / "dataset" / "items.parquet")
+    save_model(tmp_path / "model", ids)
+    cli._example(tmp_path)
+    _, said, *lines = capsys.readouterr().out.splitlines()
+    assert said == "user second bought (last 5):"
+    assert [line.split()[0] for line in lines[:3]] == bought["second"][:-1]
 
 
 def test_recommend_to_a_file_of_users(cemg: Command, tmp_path: Path) -> None:

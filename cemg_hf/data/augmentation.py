@@ -73,12 +73,20 @@ class Augmentation:
         number = np.asarray(windows)[:, None]
         return torch.from_numpy(uniform(self.seed, ITEMS, int(self._epoch), number, np.arange(slots)[None]) < self.item_dropout)
 
-    def hidden_streams(self, windows: Sequence[int], slots: int, streams: int) -> Tensor:
-        """(B, slots, streams) bool: which code streams of the windows' items are not shown in this epoch; never all of an item's."""
+    def hidden_streams(self, windows: Sequence[int], given: Tensor) -> Tensor:
+        """(B, slots, streams) bool: which code streams of the windows' items are not shown in this epoch.
+
+        Never all that an item has: where the draw hides these, they are shown.
+
+        Args:
+            windows: the windows.
+            given: (B, slots, streams) bool: the streams that the items have.
+        """
         number = np.asarray(windows)[:, None, None]
+        _, slots, streams = given.shape
         place = np.arange(slots)[None, :, None], np.arange(streams)[None, None]
-        hidden = uniform(self.seed, STREAMS, int(self._epoch), number, *place) < self.stream_dropout
-        return torch.from_numpy(hidden & ~hidden.all(axis=2, keepdims=True))
+        hidden = torch.from_numpy(uniform(self.seed, STREAMS, int(self._epoch), number, *place) < self.stream_dropout)
+        return hidden & (given & ~hidden).any(dim=2, keepdim=True)
 
     def identifiers(self, windows: Sequence[int]) -> Tensor:
         """(B,) int64 in 0 … E−1: the identifier set by which the items of each window go in this epoch."""

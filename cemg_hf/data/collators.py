@@ -13,6 +13,9 @@ from torch.utils.data import Dataset
 from .augmentation import Augmentation
 from .ragged import IntArray, Ragged
 
+IGNORED_LABEL = -100
+"""Label of a position without a target."""
+
 
 class TrainingWindows(Dataset[int]):
     """Cuts every user's sequence into windows in which each item is a target exactly once.
@@ -137,7 +140,7 @@ class WindowCollator:
         start = torch.full((len(items), 1), self.history_start_id)
         if self.item_causal:
             is_target = (slots >= torch.from_numpy(skipped).unsqueeze(1)) & (items >= 0)
-            labels = tokens.masked_fill(~is_target.unsqueeze(-1), -100).flatten(1)
+            labels = tokens.masked_fill(~is_target.unsqueeze(-1), IGNORED_LABEL).flatten(1)
         else:
             labels = tokens[torch.arange(len(items)), size.squeeze(1) - 1]
         tensors = {
@@ -159,9 +162,9 @@ class WindowCollator:
         if self.augmentation is None or not self.augmentation.stream_dropout:
             return history
         assert self.missing_tokens is not None
-        hidden = self.augmentation.hidden_streams(batch, items.shape[1], len(self.missing_tokens))
-        codes = history.unflatten(-1, (len(self.missing_tokens), -1))
-        return torch.where(hidden.unsqueeze(-1), self.missing_tokens.unsqueeze(-1), codes).flatten(-2)
+        missing, codes = self.missing_tokens.unsqueeze(-1), history.unflatten(-1, (len(self.missing_tokens), -1))
+        hidden = self.augmentation.hidden_streams(batch, (codes != missing).any(dim=-1))  # no code is the token of a missing stream
+        return torch.where(hidden.unsqueeze(-1), missing, codes).flatten(-2)
 
     def _tokens(self, items: Tensor, batch: Sequence[int]) -> Tensor:
         """(B, T, M) tokens of items (B, T), in the identifiers drawn for their windows."""

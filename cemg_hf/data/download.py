@@ -11,7 +11,6 @@ import hashlib
 import logging
 import random
 import re
-import struct
 import threading
 import time
 from collections import defaultdict
@@ -32,7 +31,7 @@ from tqdm.auto import tqdm
 from ..artefacts import write_json
 from ..errors import CEMGError
 from . import parsing
-from .images import IMAGE_SUFFIXES
+from .images import IMAGE_SUFFIXES, UNREADABLE
 from .readers import read_table
 
 logger = logging.getLogger(__name__)
@@ -46,7 +45,6 @@ REPORT_SCHEMA = {"item_id": pl.String, "image_url": pl.String, "status": pl.Stri
 
 _SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif"}
 """Formats that are decoded, no others: some of Pillow's start programs."""
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 _NOT_IN_NAMES = re.compile(r'[/\\:*?"<>|%\x00-\x1f]|^\.')
 _LONGEST_NAME = 120
 _RETRIED = frozenset({408, 425, 429, *range(500, 600)})
@@ -262,7 +260,7 @@ class _Downloader:
         try:
             with Image.open(path, formats=list(_SUFFIXES)) as image:
                 image.load()
-        except _UNREADABLE:
+        except UNREADABLE:
             return False
         return True
 
@@ -337,7 +335,7 @@ def _checked(content: bytes, config: DownloadConfig) -> tuple[str, bytes]:
             if config.longest_side is None or max(width, height) <= config.longest_side:
                 return _SUFFIXES[image.format or ""], content
             return _shrunken(image, config.longest_side)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise _Failure("invalid", f"not a readable image: {_named(error)}") from error
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 import polars as pl
+from PIL import Image
 
 from ..artefacts import fingerprint
 from ..errors import CEMGError
@@ -19,6 +21,8 @@ logger = logging.getLogger(__name__)
 R = TypeVar("R")
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+"""What Pillow raises for bytes that are no picture or half of one."""
 _READERS = 8
 """Threads that read files; reading waits for the disk, not for the processor."""
 

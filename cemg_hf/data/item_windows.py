@@ -7,9 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .collators import TrainingWindows
-
-IGNORED_LABEL = -100
+from .collators import IGNORED_LABEL, TrainingWindows
 
 
 class ItemWindowCollator:

@@ -119,11 +119,6 @@ def evaluation_cases(sequences: Ragged, split: EvaluationSplit, points: SplitPoi
     return EvaluationCases(users, histories, sequences.values[sequences.offsets[users] + places])
 
 
-def leave_one_out(sequences: Ragged, split: EvaluationSplit) -> EvaluationCases:
-    """Leave-one-out cases of one split."""
-    return evaluation_cases(sequences, split)
-
-
 def training_cases(sequences: Ragged, points: SplitPoints | None = None) -> EvaluationCases:
     """Every user's training items but the last as history (it may be empty), the last one as target."""
     training = training_part(sequences, points)

@@ -12,8 +12,8 @@ from typing import Any
 
 import polars as pl
 
+from ..data.images import UNREADABLE
 from ..errors import CEMGError
-from ..features.pictures import UNREADABLE
 from ..models.cemg import Recommendation
 from .explain import Branch, branches, explain
 from .models import Alpha, DemoModel

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..features.pictures import UNREADABLE, open_image, read_bytes
+from ..data.images import UNREADABLE
+from ..features.pictures import open_image, read_bytes
 
 SIDE = 360  # pixels of the longer side: a card on a screen of double density
 QUALITY = 82

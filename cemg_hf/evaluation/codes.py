@@ -40,11 +40,16 @@ def prefix_groups(codes: np.ndarray) -> np.ndarray:
     return groups
 
 
+def code_usage(counts: np.ndarray) -> dict[str, float]:
+    """Of a level whose K codes have `counts` (K,) items: `used_codes`, the share of them that have any, and `perplexity` (2^entropy)."""
+    return {"used_codes": int((counts > 0).sum()) / len(counts), "perplexity": 2 ** _entropy_bits(counts)}
+
+
 def level_usage(codes: np.ndarray, codebook_size: int) -> dict[str, list[dict[str, Any]]]:
     """How evenly items spread over the codes of each level and over the prefixes of each depth.
 
     Returns:
-        `levels`: per level `used_codes` (share of K), `dead` (codes without an item), `perplexity` (2^entropy), `entropy_bits` and
+        `levels`: per level `used_codes` and `perplexity` (see `code_usage`), `dead` (codes without an item), `entropy_bits` and
         `entropy_share` (of log2 K). `prefixes`: per depth `distinct`, `items_per_prefix`, `largest_share` (items under the fullest
         prefix) and `entropy_bits`.
 
@@ -56,12 +61,10 @@ def level_usage(codes: np.ndarray, codebook_size: int) -> dict[str, list[dict[st
     levels = []
     for row in counts:
         bits = _entropy_bits(row)
-        used = int((row > 0).sum())
         levels.append(
             {
-                "used_codes": used / codebook_size,
-                "dead": codebook_size - used,
-                "perplexity": 2**bits,
+                **code_usage(row),
+                "dead": int((row == 0).sum()),
                 "entropy_bits": bits,
                 "entropy_share": bits / np.log2(codebook_size) if codebook_size > 1 else 1.0,
             }

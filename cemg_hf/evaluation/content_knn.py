@@ -9,7 +9,8 @@ import numpy as np
 from ..errors import CEMGError
 from .metrics import Rows, flatten_rows
 
-USERS_AT_ONCE = 1024
+COSINES_AT_ONCE = 8_000_000
+"""Users times items in memory at once (32 MB, and a few times that while they are sorted)."""
 
 
 class ContentKNNRecommender:
@@ -87,9 +88,9 @@ class ContentKNNRecommender:
         rows, values = flatten_rows(histories, users, items, name="histories")
         profiles = self.profiles(histories)
         ranked = np.full((users, k), -1, dtype=np.int64)
-        width = min(k, items)
-        for start in range(0, users, USERS_AT_ONCE):
-            part = profiles[start : start + USERS_AT_ONCE]
+        width, size = min(k, items), max(1, COSINES_AT_ONCE // max(1, items))
+        for start in range(0, users, size):
+            part = profiles[start : start + size]
             cosines = np.where(possible & part.any(axis=1, keepdims=True), part @ self.content.T, -np.inf)
             if exclude_history:
                 inside = slice(*np.searchsorted(rows, [start, start + len(part)]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,11 +13,9 @@ import numpy as np
 import polars as pl
 from PIL import Image, ImageOps
 
+from ..data.images import UNREADABLE
 from ..errors import CEMGError
 from .cache import Batches, content_key
-
-# What Pillow raises for bytes that are no picture or half of one.
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 TRANSPARENT_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
 

@@ -158,6 +158,15 @@ def row_blocks(vectors: np.ndarray, rows: int = ROWS_AT_ONCE) -> Iterator[np.nda
         yield vectors[start : start + rows]
 
 
+def taken_rows(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """A copy of the rows (n,) of `vectors`, made block by block; large ones go to a temporary file (see `scratch_array`)."""
+    taken = scratch_array((len(rows), *vectors.shape[1:]), vectors.dtype)
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        part = slice(start, start + ROWS_AT_ONCE)
+        taken[part] = vectors[rows[part]]
+    return taken
+
+
 def scratch_array(shape: tuple[int, ...], dtype: np.dtype | type = np.float32, folder: str | Path | None = None) -> np.ndarray:
     """A writable array of zeros that takes no memory of the process when it is large.
 

@@ -23,6 +23,8 @@ from ..errors import CEMGError
 from ..settings import expand_path
 from .cache import Batches, VectorCache, content_key, default_cache_folder
 from .encoder import RawFeatures, resolve_device
+from .projection import ROWS_AT_ONCE
+from .store import scratch_array
 
 TEXT_COLUMNS = ("title", "brand", "categories", "description")
 POOLINGS = ("cls", "mean")
@@ -169,8 +171,16 @@ class TransformerTextEncoder:
         size = int(self.model_config.hidden_size)
         vectors, _ = cache.fill(keys, cost, self.config.batch_size, size, lambda batches: self._compute(present, batches))
         if self.config.attributes:
-            vectors = np.concatenate([normalize(vectors), attribute_vectors(items[rows], self.config.attributes)], axis=1)
+            vectors = self._beside_attributes(vectors, items[rows], cache.folder)
         return RawFeatures.scattered(items.height, rows, vectors)
+
+    def _beside_attributes(self, vectors: np.ndarray, items: pl.DataFrame, folder: Path) -> np.ndarray:
+        """Rows of `vectors` at length 1 and behind them the items' attributes; where large, in a temporary file in `folder`."""
+        wide = scratch_array((len(vectors), self.dimension), folder=folder)
+        for start in range(0, len(vectors), ROWS_AT_ONCE):
+            part = slice(start, start + ROWS_AT_ONCE)
+            wide[part] = np.concatenate([normalize(vectors[part]), attribute_vectors(items[part], self.config.attributes)], axis=1)
+        return wide
 
     def _compute(self, texts: pl.Series, batches: Batches) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         if not batches:

@@ -90,7 +90,8 @@ class NextItemModel(PreTrainedModel):
             vectors = self.item_vectors()
             states = self.states(items, vectors)
         last = states[torch.arange(len(items), device=items.device), (items >= 0).sum(dim=1)]
-        return last.float() @ vectors.float().T
+        with torch.autocast(items.device.type, enabled=False):  # it would round what was made fp32, and near items to one score
+            return last.float() @ vectors.float().T
 
     def item_indices(self, history: Sequence[str], on_unknown: str = "error") -> Tensor:
         """Indices (L,) int64 of the items of a history.

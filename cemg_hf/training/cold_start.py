@@ -108,9 +108,17 @@ def run_cold_start(recipe: Recipe, output: str | Path, config: ColdStartConfig |
         command: recorded in `cold_start.json`.
 
     Returns: the content of `cold_start.json`; see `measure_cold_start` for its `metrics`.
+
+    Raises:
+        CEMGError: a recipe of another system than CEMG with one code per item, settings that cannot work, or as the stages.
     """
     config = ColdStartConfig() if config is None else config
     config.check()
+    if recipe.family != "cemg" or recipe.streams is not None:
+        raise CEMGError(
+            f"{recipe.name}, system {recipe.system}: cold start is measured of CEMG, whose items have one code each; take a recipe "
+            "of the family cemg without `streams`"
+        )
     started = time.perf_counter()
     run = Path(output)
     original, dataset, features, tokenizer, model = (run / name for name in ("original", "dataset", "features", "tokenizer", "model"))
@@ -124,8 +132,9 @@ def run_cold_start(recipe: Recipe, output: str | Path, config: ColdStartConfig |
     encode(recipe.encode, dataset, features, recipe.seed)
     tokenize(recipe.tokenize, features, tokenizer, recipe.seed, dataset)
     finetune(recipe.finetune, dataset, tokenizer, model, recipe.seed)
-    text, image = recipe.encode.text.encoder, recipe.encode.image.weights
-    metrics = measure_cold_start(original, run, config, text_source=None if text == TFIDF else text, image_source=image)
+    text, image = recipe.encode.text.encoder, recipe.encode.image
+    image_source = image.encoder if image.is_folder else image.weights
+    metrics = measure_cold_start(original, run, config, text_source=None if text == TFIDF else text, image_source=image_source)
     envelope = result_envelope(
         metrics,
         command=command,

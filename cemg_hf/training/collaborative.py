@@ -26,6 +26,8 @@ from tqdm.auto import tqdm
 from ..data import PreparedDataset, Ragged
 from ..errors import CEMGError
 from ..evaluation.metrics import rank_from_scores
+from .epoch_checkpoint import EpochCheckpoint, State, optimizer_tensors, prefixed, restore_optimizer, under
+from .scoring import SCORES_AT_ONCE
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +36,6 @@ IntArray = npt.NDArray[np.int64]
 RECALL_AT = 20
 LEAST_STEPS_PER_EPOCH = 8
 """On a graph of two batches, `patience` would end the training after a few dozen steps."""
-SCORES_PER_CHUNK = 8_000_000
-"""Scores of the validation ranking that are in memory at once (32 MB)."""
 
 
 @dataclass
@@ -173,7 +173,7 @@ class _ValidationCases:
     def recall(self, user_embeddings: Tensor, item_embeddings: Tensor) -> float:
         """Share of all cases whose target is among the first 20 by e_u · e_i, items of the user's training excluded."""
         hits = 0
-        size = max(1, SCORES_PER_CHUNK // len(item_embeddings))
+        size = max(1, SCORES_AT_ONCE // len(item_embeddings))
         for first in range(0, len(self.users), size):
             users, targets = self.users[first : first + size], self.targets[first : first + size]
             scores = user_embeddings[torch.from_numpy(users).to(user_embeddings.device)] @ item_embeddings.T
@@ -182,14 +182,19 @@ class _ValidationCases:
         return hits / self.total
 
 
-def train_collaborative(dataset: PreparedDataset, config: CollaborativeConfig, seed: int) -> CollaborativeResult:
+def train_collaborative(
+    dataset: PreparedDataset, config: CollaborativeConfig, seed: int, checkpoint: EpochCheckpoint | None = None
+) -> CollaborativeResult:
     """Train LightGCN on the training interactions of `dataset` and return the embeddings of the best validation recall@20.
 
     Repeated (user, item) pairs are one edge; items without training interactions are not in the graph. On one machine the same seed gives
     the same embeddings (unless `time_budget_s` ends the training). Without validation cases the last epoch's embeddings are returned.
 
+    With a `checkpoint` a training that was stopped goes on and ends the same; without one it does not ask for the time.
+
     Raises:
         CEMGError: a setting that cannot work, no training interaction, no user with an item left as a negative, or training diverged.
+        OutOfTime: the `time_limit` around this call has passed, with the checkpoint written.
     """
     config.check()
     started = time.perf_counter()
@@ -213,7 +218,8 @@ def train_collaborative(dataset: PreparedDataset, config: CollaborativeConfig, s
     with torch.random.fork_rng(devices=[]):  # the constructor draws from the global generator
         model = SymmetricLightGCN(num_users + num_items, config.dimension, config.layers)
     torch.nn.init.normal_(model.embedding.weight, std=config.init_std, generator=torch.Generator().manual_seed(seed))
-    best, report = _train(model.to(device), adjacency, users[positive], items[positive], sampler, cases, config, seed)
+    setup = time.perf_counter() - started
+    best, report = _train(model.to(device), adjacency, users[positive], items[positive], sampler, cases, config, seed, checkpoint)
 
     embeddings = np.zeros((dataset.num_items, config.dimension), dtype=np.float32)
     embeddings[kept] = best[num_users:].cpu().numpy()
@@ -224,7 +230,7 @@ def train_collaborative(dataset: PreparedDataset, config: CollaborativeConfig, s
         "edges": len(users),
         **report,
         "settings": asdict(config),
-        "seconds": round(time.perf_counter() - started, 2),
+        "seconds": round(setup + report["seconds"], 2),
     }
     logger.info(
         "collaborative: %d epochs in %.0f s, best epoch %d, validation recall@%d %s",
@@ -242,6 +248,7 @@ def _train(
     cases: _ValidationCases,
     config: CollaborativeConfig,
     seed: int,
+    checkpoint: EpochCheckpoint | None,
 ) -> tuple[Tensor, dict[str, Any]]:
     """Embeddings (users + items in the graph, dimension) of the best epoch, and the training's part of the report."""
     num_users = len(sampler.available)
@@ -249,10 +256,25 @@ def _train(
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
     started = time.perf_counter()
     best = torch.empty(0)
-    best_recall, best_epoch, epoch, stopped_by = -1.0, 0, 0, "epochs"
+    best_recall, best_epoch, done, stopped_by = -1.0, 0, 0, "epochs"
     curve: list[dict[str, float | int | None]] = []
-    with tqdm(total=config.epochs, desc="LightGCN", unit="epoch") as bar:
-        for epoch in range(1, config.epochs + 1):
+    found = checkpoint.load() if checkpoint is not None else None
+    if found is not None:
+        with torch.no_grad():
+            model.embedding.weight.copy_(found.tensors["weight"])
+        restore_optimizer(optimizer, under("optimizer", found.tensors))
+        generator.bit_generator.state = found.values["generator"]
+        best = found.tensors["best"].to(adjacency.device)
+        best_recall, best_epoch, done, curve = (found.values[name] for name in ("best_recall", "best_epoch", "epoch", "curve"))
+        started -= found.values["seconds"]
+
+    def state() -> State:
+        tensors = {"weight": model.embedding.weight, "best": best} | prefixed("optimizer", optimizer_tensors(optimizer))
+        kept = {"best_recall": best_recall, "best_epoch": best_epoch, "epoch": epoch, "curve": curve}
+        return State(tensors, kept | {"generator": generator.bit_generator.state, "seconds": time.perf_counter() - started})
+
+    with tqdm(total=config.epochs, initial=done, desc="LightGCN", unit="epoch") as bar:
+        for epoch in range(done + 1, config.epochs + 1):
             loss = _epoch(model, adjacency, optimizer, users, items, sampler, config, generator)
             if not np.isfinite(loss):
                 raise CEMGError(f"collaborative: the loss is {loss} in epoch {epoch}; lower learning_rate ({config.learning_rate})")
@@ -273,6 +295,8 @@ def _train(
             if cases.total and epoch - best_epoch >= config.patience * config.eval_every and epoch % config.eval_every == 0:
                 stopped_by = "patience"
                 break
+            if checkpoint is not None and epoch < config.epochs:
+                checkpoint.between_epochs(state)
     return best, {
         "epochs": epoch,
         "best_epoch": best_epoch,
@@ -280,6 +304,7 @@ def _train(
         "validation_cases": cases.total,
         "stopped_by": stopped_by,
         "curve": curve,
+        "seconds": time.perf_counter() - started,
     }
 
 

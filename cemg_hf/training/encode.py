@@ -23,7 +23,9 @@ from ..features.items import image_encoder, text_encoder
 from ..features.projection import Projection, can_fit
 from ..features.store import MODALITIES, FeatureBlocks, write_features
 from ..features.text import TextConfig
+from ..models.cemg.modeling_rqvae import COLLABORATIVE
 from .collaborative import CollaborativeConfig, train_collaborative
+from .epoch_checkpoint import EpochCheckpoint
 from .loading import NETWORKS
 from .sequential import REPORT_NAME as TRAINING_REPORT_NAME
 from .sequential import SequentialConfig, train_sequential
@@ -31,7 +33,6 @@ from .sequential import SequentialConfig, train_sequential
 logger = logging.getLogger(__name__)
 
 REPORT_NAME = "report.json"
-COLLABORATIVE = "collaborative"
 LISTED_ITEMS = 5
 
 
@@ -67,7 +68,7 @@ def encode(config: EncodeConfig, dataset: str | Path, output: str | Path, seed: 
 
     Writes a `FeatureStore`, the files of encoders fitted to the catalogue, and `report.json`. Raw vectors of pretrained encoders are cached
     in `cache_folder` (default: `$CEMG_CACHE` or ~/.cache/cemg_hf/features). A modality that fewer than two items have, or in which they do
-    not differ, is left out with a log line. Errors: CEMGError for settings, missing weights, or when no modality is left.
+    not differ, is left out with a log line. Errors: CEMGError for settings, missing weights, or when no modality is left; OutOfTime.
     """
     config.check()
     dataset, output = Path(dataset), Path(output)
@@ -86,7 +87,7 @@ def encode(config: EncodeConfig, dataset: str | Path, output: str | Path, seed: 
         return output
     work = output.with_name(f".{output.name}.training")
     with write_folder(output, manifest) as scratch:
-        features, report = _encode(config, prepared, encoders, seed, work)
+        features, report = _encode(config, prepared, encoders, manifest, work)
         write_features(scratch, prepared.item_ids, features)
         for name in features:
             if name in encoders:
@@ -108,7 +109,7 @@ def _encoders(config: EncodeConfig, cache_folder: Path | None) -> dict[str, Item
 
 
 def _encode(
-    config: EncodeConfig, prepared: PreparedDataset, encoders: Mapping[str, ItemEncoder], seed: int, work: Path
+    config: EncodeConfig, prepared: PreparedDataset, encoders: Mapping[str, ItemEncoder], manifest: Manifest, work: Path
 ) -> tuple[dict[str, FeatureBlocks], dict[str, Any]]:
     """Features per modality that has any, projected as they are written, and the report on all of them."""
     items = prepared.items_table()
@@ -119,11 +120,11 @@ def _encode(
         started = time.perf_counter()
         extra: dict[str, Any] = {}
         if name == COLLABORATIVE:
-            raw, extra["training"] = _collaborative_vectors(config, prepared, seed, work)
+            raw, extra["training"] = _collaborative_vectors(config, prepared, manifest, work)
         else:
             encoder = encoders[name]
             if encoder.learns:
-                encoder.fit(items, seed)
+                encoder.fit(items, manifest.seed)
             raw = encoder.encode(items, prepared.folder)
             content |= raw.mask
         entry = {
@@ -173,12 +174,15 @@ def _encode(
     }
 
 
-def _collaborative_vectors(config: EncodeConfig, prepared: PreparedDataset, seed: int, work: Path) -> tuple[RawFeatures, dict[str, Any]]:
+def _collaborative_vectors(
+    config: EncodeConfig, prepared: PreparedDataset, manifest: Manifest, work: Path
+) -> tuple[RawFeatures, dict[str, Any]]:
     """(N, d) vectors of items with training interactions and what their training reports; a killed one goes on from `work`."""
     if config.sequential is None:
-        result = train_collaborative(prepared, config.collaborative, seed)
+        checkpoint = EpochCheckpoint(work / "lightgcn.safetensors", manifest)
+        result = train_collaborative(prepared, config.collaborative, manifest.seed, checkpoint)
         return RawFeatures(result.item_embeddings, result.mask), result.report
-    folder = train_sequential(config.sequential, prepared.folder, work / config.sequential.network, seed)
+    folder = train_sequential(config.sequential, prepared.folder, work / config.sequential.network, manifest.seed)
     model = NETWORKS[config.sequential.network].from_pretrained(folder)
     with torch.inference_mode():
         vectors = model.eval().item_vectors().float().numpy()

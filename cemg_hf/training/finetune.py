@@ -19,7 +19,7 @@ from accelerate.utils import set_seed
 from torch import nn
 from transformers import AutoConfig, T5ForConditionalGeneration
 
-from ..artefacts import Manifest, fingerprint, fingerprint_path, is_current, one_writer, write_folder, write_json
+from ..artefacts import Manifest, fingerprint_path, is_current, one_writer, write_folder, write_json
 from ..data import PreparedDataset, Ragged
 from ..data.augmentation import Augmentation
 from ..data.collators import TrainingWindows, WindowCollator
@@ -35,6 +35,7 @@ from .dropout import use_byte_dropout
 from .identifiers import load_identifiers
 from .loading import open_tokenizer
 from .loop import LoopConfig, train
+from .loop_config import run_identity
 from .objective import ObjectiveConfig
 from .ranking import hybrid_candidates, rank_histories
 from .sequential import SequentialConfig, train_sequential
@@ -199,7 +200,7 @@ def finetune(
         evaluate=validation,
         folder=work,
         seed=seed,
-        identity=fingerprint(json.dumps(manifest.as_dict()["inputs"] | _settings_beside_the_loop(manifest), sort_keys=True)),
+        identity=run_identity(manifest.inputs, manifest.settings),
         on_epoch=None if collate.augmentation is None else collate.augmentation.set_epoch,
     )
     if report.stopped_by == "time_budget":
@@ -257,11 +258,6 @@ def training_batches(
         of_streams = {"history_tokens": model.tokenizer.history_tokens, "missing_tokens": model.tokenizer.missing_tokens}
     collate = WindowCollator(windows, item_tokens, model.config.bos_token_id, model.config.item_causal, augmentation, teaches, **of_streams)
     return windows, collate
-
-
-def _settings_beside_the_loop(manifest: Manifest) -> dict[str, Any]:
-    """What else decides a run, which continues under the same only; the loop compares its own settings."""
-    return {name: value for name, value in manifest.settings.items() if name != "loop"}
 
 
 def has_repeats(sequences: Ragged) -> bool:

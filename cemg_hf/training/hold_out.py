@@ -49,7 +49,7 @@ def hold_out_items(
         modalities: which content counts: the modalities the new items will be coded from.
 
     Raises:
-        CEMGError: a share out of range, a folder that `prepare` did not write, or too few items with content.
+        CEMGError: a share out of range, a folder that `prepare` did not write (this function's neither), or too few items with content.
     """
     dataset, output = Path(dataset), Path(output)
     content = [name for name in CONTENT if name in modalities]
@@ -59,8 +59,9 @@ def hold_out_items(
         raise CEMGError(f"modalities = {list(modalities)}: new items are coded from content; use image or text")
     source = read_manifest(dataset)
     data = PreparedDataset.load(dataset)
-    if source is None:
-        raise CEMGError(f"{dataset}: has no manifest of `prepare`; make the data set with `cemg prepare`")
+    if source is None or source["stage"] != "prepare":
+        found = "has no manifest" if source is None else f"has the manifest of {source['stage']!r} in the place of that"
+        raise CEMGError(f"{dataset}: {found} of `prepare`; make the data set with `cemg prepare`")
     manifest = Manifest("hold-out", {"share": share, "modalities": content}, {"dataset": fingerprint_path(dataset)}, seed)
     if is_current(output, manifest):
         logger.info("hold-out: %s is up to date", output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,7 @@ from ..data import PreparedDataset
 from ..data.splits import EvaluationCases
 from ..errors import CEMGError
 from .collaborative import CollaborativeConfig, train_collaborative
+from .epoch_checkpoint import EpochCheckpoint
 from .scoring import rank_by_scores
 
 logger = logging.getLogger(__name__)
@@ -27,10 +29,10 @@ EMBEDDINGS_FILE = "embeddings.safetensors"
 
 @one_writer
 def train_lightgcn(config: CollaborativeConfig, dataset: str | Path, output: str | Path, seed: int = 42) -> Path:
-    """Train LightGCN and write the embeddings of users and items; skipped when current.
+    """Train LightGCN and write the embeddings of users and items; skipped when current, resumed when stopped.
 
     Raises:
-        CEMGError: as `train_collaborative`.
+        CEMGError, OutOfTime: as `train_collaborative`.
     """
     output = Path(output)
     manifest = Manifest("train", {"lightgcn": asdict(config)}, {"dataset": fingerprint_path(dataset)}, seed)
@@ -39,7 +41,8 @@ def train_lightgcn(config: CollaborativeConfig, dataset: str | Path, output: str
         return output
     started = time.perf_counter()
     data = PreparedDataset.load(dataset)
-    result = train_collaborative(data, config, seed)
+    work = output.with_name(f".{output.name}.training")
+    result = train_collaborative(data, config, seed, EpochCheckpoint(work / "lightgcn.safetensors", manifest))
     with write_folder(output, manifest, started) as scratch:
         users = torch.from_numpy(result.user_embeddings).contiguous()
         trained = torch.from_numpy(data.train_sequences().lengths > 0)
@@ -51,6 +54,7 @@ def train_lightgcn(config: CollaborativeConfig, dataset: str | Path, output: str
         }
         save_file(tensors, scratch / EMBEDDINGS_FILE, {"made_of": _made_of(data)})
         write_json(scratch / "report.json", result.report)
+    shutil.rmtree(work, ignore_errors=True)
     return output
 
 

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ..artefacts import fingerprint
+from ..data.collators import IGNORED_LABEL
 from ..errors import CEMGError
 from .checkpoint import CheckpointStore, Progress
 from .deadline import OutOfTime, time_is_up
@@ -37,7 +38,6 @@ from .stop_signals import StopSignals
 
 logger = logging.getLogger(__name__)
 
-IGNORED_LABEL = -100
 LOG_NAME = "training_log.jsonl"
 # Processes agree on stopping and timed checkpoints only every so many steps: reading the answer waits for the device.
 AGREE_EVERY_STEPS = 10

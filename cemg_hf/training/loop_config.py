@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..artefacts import fingerprint
 from ..errors import CEMGError
 
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup", "inverse_sqrt": "inverse_sqrt"}
@@ -79,6 +82,21 @@ class LoopConfig:
     def trajectory(self) -> dict[str, Any]:
         """The settings that decide what a run computes; the others say how it is watched and saved, and may change when it continues."""
         return {name: value for name, value in asdict(self).items() if name not in FREE_TO_CHANGE}
+
+
+def run_identity(inputs: Mapping[str, str], settings: Mapping[str, Any], *made: bytes) -> str:
+    """The `identity` of a run: it continues under the same inputs and settings only, those of its validation among them.
+
+    What chooses the best weights decides the run as much as what trains them. Of the loop's settings, which `train` compares itself, some
+    may change.
+
+    Args:
+        inputs: fingerprints, as in the manifest of the stage.
+        settings: those of the stage; its loop's, under `loop`, are left out.
+        made: what else the run starts from.
+    """
+    beside = {name: value for name, value in settings.items() if name != "loop"}
+    return fingerprint(json.dumps({**inputs, **beside}, sort_keys=True), *made)
 
 
 @dataclass

@@ -12,7 +12,7 @@ import torch
 from ..artefacts import Manifest, claim, fingerprint_path, is_current, machine, write_folder, write_json
 from ..errors import CEMGError
 from .deadline import OutOfTime, time_is_up
-from .systems import FAMILIES
+from .systems import FAMILIES, ranking_settings
 
 if TYPE_CHECKING:
     from ..recipes import Recipe
@@ -51,7 +51,7 @@ def measurement_manifest(stage: str, recipe: Recipe, folders: Mapping[str, Path]
     where = {"threads": torch.get_num_threads(), **{name: machine()[name] for name in ("processor", "cores", "accelerator")}}
     trained = folders["finetune"].is_dir()
     inputs = {"dataset": fingerprint_path(folders["prepare"])} | ({"model": fingerprint_path(folders["finetune"])} if trained else {})
-    return Manifest(stage, {**settings, **where, "system": recipe.system}, inputs, recipe.seed)
+    return Manifest(stage, {**settings, **where, "system": recipe.system, **ranking_settings(recipe)}, inputs, recipe.seed)
 
 
 def measured_once(output: Path, manifest: Manifest, measure: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:

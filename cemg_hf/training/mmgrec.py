@@ -32,6 +32,7 @@ from ..evaluation.report import plot_training_curve
 from ..features.store import FeatureStore
 from ..models.mmgrec import MMGRecForRecommendation, MMGRecModelConfig
 from .loop import LOG_NAME, LoopConfig, train
+from .loop_config import run_identity
 from .ranking import pad
 from .rec_ids import REPORT_NAME, RecIdConfig, RecIds, make_rec_ids
 from .validation import WIDTH, Validation
@@ -101,6 +102,8 @@ def train_mmgrec(config: MMGRecConfig, dataset: str | Path, features: str | Path
     def rank(cases: EvaluationCases) -> IntArray:
         return ranker(cases, WIDTH, exclude_history=config.validation_excludes_history, progress="validation")[0]
 
+    # Of the settings of Rec-IDs it matters here what came of them; their own loop has a time budget, which may change.
+    own = {name: value for name, value in asdict(config).items() if name != "rec_ids"}
     report = train(
         model,
         config=config.loop,
@@ -110,9 +113,7 @@ def train_mmgrec(config: MMGRecConfig, dataset: str | Path, features: str | Path
         evaluate=Validation(rank, data, config.validation_users, seed),
         folder=work / "recommender",
         seed=seed,
-        identity=fingerprint(
-            json.dumps(inputs | {"dropout_rate": config.dropout_rate}, sort_keys=True), rec_ids.item_codes.numpy().tobytes()
-        ),
+        identity=run_identity(inputs, own, *(tensor.numpy().tobytes() for tensor in rec_ids)),
     )
     if report.stopped_by == "time_budget":
         raise CEMGError(f"mmgrec: time budget of {config.loop.time_budget_s} s used up; run the same command again to continue from {work}")

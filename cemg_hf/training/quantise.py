@@ -8,7 +8,7 @@ reorder near code vectors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..errors import CEMGError
+from ..evaluation.codes import code_usage
 from ..features.store import FeatureStore, scratch_array
 from ..models.cemg.assignment_cemg import collision_rate
 from ..models.cemg.modeling_rqvae import CEMGRQVAE, CONTENT_MODALITIES, FusionOutput
@@ -68,10 +69,11 @@ class FeatureBatches:
         self._tensors = {name: _to_device(values[:], self.device) for name, values in vectors.items()} if self.resident else {}
 
     @classmethod
-    def from_store(cls, store: FeatureStore, device: str | torch.device = "cpu", resident_bytes: int = RESIDENT_BYTES) -> FeatureBatches:
-        """All modalities of a store."""
-        vectors = {name: features.vectors for name, features in store.modalities.items()}
-        return cls(vectors, {name: features.mask for name, features in store.modalities.items()}, device, resident_bytes)
+    def from_store(cls, store: FeatureStore, names: Iterable[str] | None = None, resident_bytes: int = RESIDENT_BYTES) -> FeatureBatches:
+        """Modalities of a store, on the CPU: those of `names`, all where None."""
+        chosen = {name: store.modalities[name] for name in (store.modalities if names is None else names)}
+        vectors, masks = ({name: getattr(one, part) for name, one in chosen.items()} for part in ("vectors", "mask"))
+        return cls(vectors, masks, resident_bytes=resident_bytes)
 
     def __len__(self) -> int:
         """N."""
@@ -117,24 +119,6 @@ class Quantised:
     metrics: dict[str, Any] = field(
         metadata={"help": "reconstruction_error (a share of the variance), levels (used_codes, perplexity of each), collision_rate."}
     )
-
-
-def quantise_store(
-    rqvae: CEMGRQVAE, store: FeatureStore, *, batch_size: int = 8192, device: str | torch.device | None = None, progress: bool = True
-) -> Quantised:
-    """Nearest codes and latents of all items of a store, read from disk batch by batch; see `quantise`.
-
-    The model works on `device` (default: where it is) and is back where it was afterwards.
-    """
-    home = rqvae.codebooks.device
-    device = torch.device(device or home)
-    try:
-        # One pass reads every row once: there is nothing to gain from putting them all on the device first.
-        return quantise(
-            rqvae.to(device), FeatureBatches.from_store(store, device, resident_bytes=0), batch_size=batch_size, progress=progress
-        )
-    finally:
-        rqvae.to(home)
 
 
 @torch.no_grad()
@@ -203,10 +187,8 @@ def content_vectors(rqvae: CEMGRQVAE, items: FeatureBatches, batch_size: int = 8
 
 
 def level_report(codes: Tensor, size: int) -> dict[str, float]:
-    """Share of a level's `size` codes that occur in codes (N,), and their perplexity."""
-    share = torch.bincount(codes, minlength=size).double() / max(len(codes), 1)
-    entropy = -(share * share.clamp_min(1e-300).log()).sum()
-    return {"used_codes": float((share > 0).double().mean()), "perplexity": float(entropy.exp())}
+    """Share of a level's `size` codes that occur in codes (N,), and their perplexity; 1 of no codes."""
+    return code_usage(torch.bincount(codes, minlength=size).cpu().numpy())
 
 
 def alpha_report(alpha: Tensor) -> dict[str, Any]:

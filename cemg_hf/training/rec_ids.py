@@ -33,6 +33,7 @@ from ..models.cemg.modeling_rqvae import COLLABORATIVE
 from ..models.mmgrec import MultimodalGraphEncoder, assign_rec_ids
 from .collaborative import NegativeSampler
 from .loop import LoopConfig, train
+from .loop_config import run_identity
 from .quantise import FeatureBatches, quantise
 from .scoring import rank_by_scores
 from .tokenizer_config import TokenizerTrainingConfig
@@ -119,7 +120,7 @@ def make_rec_ids(
     manifest = Manifest("rec-ids", asdict(config) | {"validation_users": validation_users}, inputs, seed)
     if not is_current(output, manifest):
         started = time.perf_counter()
-        encoder, report = _train_graph(config, data, store, output.with_name(f"{output.name}-graph"), seed, inputs, validation_users)
+        encoder, report = _train_graph(config, data, store, output.with_name(f"{output.name}-graph"), manifest, validation_users)
         state = PartialState()
         if state.is_main_process:
             with torch.no_grad():
@@ -196,8 +197,7 @@ def _train_graph(
     data: PreparedDataset,
     store: FeatureStore,
     work: Path,
-    seed: int,
-    inputs: dict[str, str],
+    manifest: Manifest,
     validation_users: int,
 ) -> tuple[MultimodalGraphEncoder, dict[str, object]]:
     """The graph encoder with its best weights, and what its training did."""
@@ -206,7 +206,7 @@ def _train_graph(
     ranked = sampler.available[users] > 0
     if not ranked.any():
         raise CEMGError(f"{data.folder}: no training interaction whose user lacks an item, so nothing to rank; give more data")
-    set_seed(seed)
+    set_seed(manifest.seed)
     encoder = MultimodalGraphEncoder(
         content_features(store, config.modalities), adjacency, config.dimension, config.graph_layers, config.l2
     )
@@ -224,10 +224,10 @@ def _train_graph(
         config=config.loop,
         dataset=range(int(ranked.sum())),  # type: ignore[arg-type]
         collate_fn=TripleCollator(users[ranked], items[ranked], sampler),
-        evaluate=Validation(rank, data, validation_users, seed),
+        evaluate=Validation(rank, data, validation_users, manifest.seed),
         folder=work,
-        seed=seed,
-        identity=" ".join([*inputs.values(), f"l2={config.l2}"]),
+        seed=manifest.seed,
+        identity=run_identity(manifest.inputs, manifest.settings),
     )
     if report.stopped_by == "time_budget":
         raise CEMGError(

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ..errors import CEMGError
 from ..evaluation.codes import code_agreement
-from ..features.store import FeatureStore, ModalityFeatures
+from ..features.projection import ROWS_AT_ONCE, Projection
+from ..features.store import FeatureStore, ModalityFeatures, scratch_array
 from ..models.cemg import CEMGTokenizer
 from ..models.cemg.modeling_rqvae import COLLABORATIVE
 
@@ -52,10 +53,18 @@ def align_to_tokenizer(before: CEMGTokenizer, store: FeatureStore) -> tuple[dict
                 "the catalogue, never is the same), or train afresh"
             )
         projections[name] = dict(known)
-        raw = modality.vectors / modality.projection.scale @ modality.projection.components + modality.projection.mean
-        block = (raw - known["mean"].numpy()) @ known["components"].numpy().T * known["scale"].numpy()
-        vectors[name] = np.where(np.asarray(modality.mask)[:, None], block, 0.0).astype(np.float32)
+        vectors[name] = _reprojected(modality, Projection(*(known[part].numpy() for part in ("mean", "components", "scale"))))
     return vectors, projections
+
+
+def _reprojected(modality: ModalityFeatures, projection: Projection) -> np.ndarray:
+    """(N, d) vectors of the modality by another projection of the same raw vectors, of which a block at a time is made."""
+    own, mask = modality.projection, np.asarray(modality.mask)
+    found = scratch_array((len(mask), projection.dimension))
+    for start in range(0, len(mask), ROWS_AT_ONCE):
+        part = slice(start, start + ROWS_AT_ONCE)
+        found[part] = projection.transform(modality.vectors[part] / own.scale @ own.components + own.mean, mask[part])
+    return found
 
 
 @torch.no_grad()

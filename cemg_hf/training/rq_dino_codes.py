@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ..artefacts import write_json
 from ..errors import CEMGError
+from ..features.store import ITEM_IDS_NAME
 
 CODES_NAME = "codes.safetensors"
-ITEM_IDS_NAME = "item_ids.json"
 
 
 @dataclass

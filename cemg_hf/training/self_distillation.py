@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..data.collators import IGNORED_LABEL
 from ..errors import CEMGError
 from ..features.picture_store import Pictures
 from ..features.projection import Projection, can_fit
@@ -28,7 +29,6 @@ from ..models.cemg.assignment_cemg import collision_rate
 from ..models.cemg.modeling_rqvae import QuantiserOutput
 from ..models.rq_dino import RQDinoModel
 from .codebooks import MovingAverageCodebooks, initialise_codebooks
-from .loop import IGNORED_LABEL
 from .multi_crop import MultiCrop
 from .quantise import level_report
 

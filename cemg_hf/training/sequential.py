@@ -15,7 +15,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
 
-from ..artefacts import Manifest, fingerprint, fingerprint_path, is_current, one_writer, write_folder, write_json
+from ..artefacts import Manifest, fingerprint_path, is_current, one_writer, write_folder, write_json
 from ..data import PreparedDataset
 from ..data.collators import TrainingWindows
 from ..data.item_windows import ItemWindowCollator
@@ -27,6 +27,7 @@ from ..models.next_item import NextItemModel
 from .dropout import use_byte_dropout
 from .loading import NETWORKS, open_tokenizer
 from .loop import LoopConfig, train
+from .loop_config import run_identity
 from .scoring import rank_with_network
 from .validation import WIDTH, Validation
 
@@ -102,7 +103,7 @@ def train_sequential(
         evaluate=Validation(rank, data, config.validation_users, seed),
         folder=work,
         seed=seed,
-        identity=fingerprint(json.dumps(manifest.as_dict()["inputs"] | {"settings": config.settings}, sort_keys=True)),
+        identity=run_identity(manifest.inputs, manifest.settings),
     )
     if report.stopped_by == "time_budget":
         raise CEMGError(f"train: time budget of {config.loop.time_budget_s} s used up; run the same command again to continue from {work}")

@@ -10,6 +10,7 @@ of RQ-DINO.
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -23,13 +24,14 @@ from torch import Tensor
 
 from ..artefacts import Manifest, fingerprint_path, is_current, write_folder, write_json
 from ..errors import CEMGError
-from ..features.store import MODALITIES, FeatureStore, ModalityFeatures
+from ..features.store import MODALITIES, FeatureStore, ModalityFeatures, taken_rows
 from ..models.cemg.assignment_cemg import AssignmentReport, assign_unique_codes, collision_rate
 from ..models.cemg.modeling_rqvae import CEMGRQVAE, ContentHead
 from ..models.mscgrec import MSCGRecTokenizer, StreamQuantisers
 from ..models.mscgrec.quantisers_mscgrec import head_of
 from ..settings import expand_path
 from .content_head import train_content_head
+from .epoch_checkpoint import EpochCheckpoint
 from .quantise import FeatureBatches, level_report, projection_tensors, quantise
 from .rq_dino_codes import PictureCodes
 from .tokenizer_config import TokenizerTrainingConfig
@@ -108,6 +110,7 @@ def tokenize_streams(streams: StreamsConfig, config: TokenizerTrainingConfig, fe
     if is_current(output, manifest):
         logger.info("tokenize: %s is up to date", output)
         return output
+    work = output.with_name(f".{output.name}.training")
     started = time.perf_counter()
     store = FeatureStore.load(features)
     available = [name for name, feature in store.modalities.items() if feature.mask.any()]
@@ -121,7 +124,8 @@ def tokenize_streams(streams: StreamsConfig, config: TokenizerTrainingConfig, fe
             found, codebooks[name], about = picture_stream(pictures, config)
             given = pictures.mask
         else:
-            found, networks[name], about = stream_codes(name, store.modalities[name], config, seed)
+            checkpoint = EpochCheckpoint(work / f"{name}.safetensors", manifest)
+            found, networks[name], about = stream_codes(name, store.modalities[name], config, seed, checkpoint)
             codebooks[name] = networks[name].codebooks.detach().contiguous()
             given = torch.from_numpy(np.array(store.modalities[name].mask))
         codes.append(found)
@@ -150,20 +154,21 @@ def tokenize_streams(streams: StreamsConfig, config: TokenizerTrainingConfig, fe
         tokenizer.save_pretrained(scratch)
         save_file(codebooks, scratch / CODEBOOKS_NAME)
         write_json(scratch / REPORT_NAME, report)
+    shutil.rmtree(work, ignore_errors=True)
     return output
 
 
 def stream_codes(
-    name: str, features: ModalityFeatures, config: TokenizerTrainingConfig, seed: int
+    name: str, features: ModalityFeatures, config: TokenizerTrainingConfig, seed: int, checkpoint: EpochCheckpoint | None = None
 ) -> tuple[Tensor, CEMGRQVAE, dict[str, Any]]:
     """(N, M) unique codes of one modality, the network behind them, and a report on them.
 
-    The quantiser learns from the items that have the modality.
+    The quantiser learns from the items that have the modality, and goes on from the `checkpoint` where it was stopped.
     """
     given = np.array(features.mask)
     alone = replace(config, modalities=[name], lambda_align=0.0, modality_dropout=0.0, content_head_dim=0, content_vector_dim=0)
-    shown = {name: np.asarray(features.vectors[np.flatnonzero(given)])}
-    rqvae, quality = train_rqvae(shown, {name: np.ones(int(given.sum()), dtype=bool)}, alone, seed)
+    shown = features.vectors if given.all() else taken_rows(features.vectors, np.flatnonzero(given))
+    rqvae, quality = train_rqvae({name: shown}, {name: np.ones(len(shown), dtype=bool)}, alone, seed, checkpoint=checkpoint)
     nearest = quantise(rqvae, FeatureBatches({name: features.vectors}, {name: given}))
     assert nearest.latent is not None
     codes, about = _assigned(nearest.codes, nearest.latent, torch.from_numpy(given), rqvae.codebooks)
@@ -221,9 +226,7 @@ def content_head(
         head = head_of({name: store.modalities[name].vectors.shape[1] for name in names}, config.content_head_dim)
         if head is None:
             return None, None
-        chosen = {name: store.modalities[name] for name in names}
-        data = FeatureBatches({name: one.vectors for name, one in chosen.items()}, {name: one.mask for name, one in chosen.items()})
-        return head, train_content_head(head, data)
+        return head, train_content_head(head, FeatureBatches.from_store(store, names))
 
 
 def load_codebooks(folder: str | Path, streams: Sequence[str]) -> list[Tensor] | None:

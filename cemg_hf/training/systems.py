@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..artefacts import Manifest, fingerprint_path, is_current
 from ..data import PreparedDataset
@@ -81,15 +81,18 @@ def settings_read(recipe: Recipe) -> tuple[str, ...]:
     return tuple(dict.fromkeys(["name", "system", "family", "seed", *stages, *own]))
 
 
+def ranking_settings(recipe: Recipe) -> dict[str, Any]:
+    """What an untrained system ranks by, besides the data: it has no model folder, whose manifest would hold it."""
+    return asdict(recipe.item_knn) if recipe.family == "item_knn" else {}
+
+
 def evaluate_system(recipe: Recipe, folders: Folders, command: str) -> Path:
     """Measure a trained system by the one evaluator; skipped when current."""
     family, output = FAMILIES[recipe.family], folders["evaluate"]
     inputs = {"dataset": fingerprint_path(folders["prepare"])}
     if family.train is not None:
         inputs["model"] = fingerprint_path(folders["train"])
-    settings = recipe.evaluate.as_settings() | {"name": recipe.system, "family": recipe.family}
-    if recipe.family == "item_knn":
-        settings |= asdict(recipe.item_knn)
+    settings = recipe.evaluate.as_settings() | {"name": recipe.system, "family": recipe.family} | ranking_settings(recipe)
     manifest = Manifest("evaluate", settings, inputs, recipe.seed)
     if is_current(output, manifest):
         logger.info("evaluate: %s is up to date", output)

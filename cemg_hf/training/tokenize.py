@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,7 @@ from ..errors import CEMGError
 from ..features.store import FeatureStore
 from ..models.cemg import CEMGTokenizer
 from ..models.cemg.assignment_cemg import assign_unique_codes, collision_rate
+from .epoch_checkpoint import EpochCheckpoint
 from .fusion_training import next_item_pairs
 from .identifiers import identifier_report, neighbouring_codes, save_identifiers
 from .loading import open_tokenizer
@@ -64,6 +66,7 @@ def tokenize(
     if is_current(output, manifest):
         logger.info("tokenize: %s is up to date", output)
         return output
+    work = output.with_name(f".{output.name}.training")
     started = time.perf_counter()
     store = FeatureStore.load(features)
     vectors = {name: modality.vectors for name, modality in store.modalities.items()}
@@ -74,7 +77,13 @@ def tokenize(
         aligned, turned = align_to_tokenizer(before, store)
         vectors, projections = vectors | aligned, projections | turned
     rqvae, neighbours, report = train_with_neighbours(
-        vectors, masks, config, seed, pairs=_pairs(config, dataset, store), start=before.rqvae if before is not None else None
+        vectors,
+        masks,
+        config,
+        seed,
+        pairs=_pairs(config, dataset, store),
+        start=before.rqvae if before is not None else None,
+        checkpoint=EpochCheckpoint(work / "rqvae.safetensors", manifest),
     )
     used = list(rqvae.config.modality_dims)
     bare = ~np.any(np.stack([masks[name] for name in used]), axis=0)
@@ -107,6 +116,7 @@ def tokenize(
         if identifiers is not None:
             save_identifiers(scratch, identifiers)
         write_json(scratch / REPORT_NAME, report)
+    shutil.rmtree(work, ignore_errors=True)
     return output
 
 

@@ -10,9 +10,8 @@ from typing import Literal
 from ..errors import CEMGError
 from ..features.store import MODALITIES
 from ..models.cemg.modeling_rqvae import CONTENT_MODALITIES, CEMGRQVAEConfig
+from ..models.mscgrec.tokenization_mscgrec import MOST_LEVELS
 from .fusion_training import NextItemConfig
-
-MOST_LEVELS = 26
 
 
 @dataclass

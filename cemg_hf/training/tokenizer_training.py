@@ -1,14 +1,7 @@
-"""Training of the item tokenizer: fusion, autoencoder, codebooks, choice of the checkpoint, content head.
+"""Training of the item tokenizer: fusion, autoencoder, codebooks, content head. tokenizer_selection.py says which checkpoint is kept.
 
 Order: the fusion learns from the next item (fusion_training.py) and is frozen; PCA starts the autoencoder, k-means the codebooks;
 then eq. 4 with moving averages and revival of dead codes; at last the content head for new items.
-
-Checkpoint rule. Every `evaluation_interval` epochs all items are coded with their nearest codes. Of the checkpoints whose
-reconstruction error (with alignment: plus its weighted loss) is within `SELECTION_TOLERANCE` of the lowest seen, the one with the
-highest mean perplexity per level is kept; equal perplexities are decided by the lower collision rate. One checkpoint is kept at a
-time: a newcomer is compared with it, and takes its place where that one fell out of tolerance. Training stops after
-`patience` evaluations in a row that did not change the checkpoint kept. All items are training items: the tokenizer codes a known
-catalogue, and validation or test *interactions* never reach it.
 """
 
 from __future__ import annotations
@@ -16,8 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,15 +24,17 @@ from ..models.cemg.modeling_rqvae import CEMGRQVAE, COLLABORATIVE, CEMGRQVAEOutp
 from .cluster_diversity import ClusterDiversity
 from .codebooks import MovingAverageCodebooks, initialise_autoencoder, initialise_codebooks
 from .content_head import train_content_head
+from .epoch_checkpoint import EpochCheckpoint, State
 from .fusion_training import train_fusion
 from .modality_dropout import hide_one
 from .quantise import FeatureBatches, quantise
+from .tokenizer_checkpoint import TokenizerRun
 from .tokenizer_config import TokenizerTrainingConfig
 from .tokenizer_report import tokenizer_report
+from .tokenizer_selection import Selection
 
 logger = logging.getLogger(__name__)
 
-SELECTION_TOLERANCE = 0.01
 ITEMS_PER_CODE = 20
 ALIGNMENT_TEMPERATURE = 0.1
 ROWS_AT_ONCE = 65_536
@@ -55,12 +49,13 @@ def train_rqvae(
     *,
     pairs: np.ndarray | None = None,
     start: CEMGRQVAE | None = None,
+    checkpoint: EpochCheckpoint | None = None,
 ) -> tuple[CEMGRQVAE, dict[str, Any]]:
     """Train fusion, RQ-VAE and content head on all items.
 
     Arguments, results and errors are those of `train_with_neighbours`, without the neighbours.
     """
-    model, _, report = train_with_neighbours(vectors, masks, config, seed, device, pairs=pairs, start=start)
+    model, _, report = train_with_neighbours(vectors, masks, config, seed, device, pairs=pairs, start=start, checkpoint=checkpoint)
     return model, report
 
 
@@ -73,6 +68,7 @@ def train_with_neighbours(
     *,
     pairs: np.ndarray | None = None,
     start: CEMGRQVAE | None = None,
+    checkpoint: EpochCheckpoint | None = None,
 ) -> tuple[CEMGRQVAE, list[CEMGRQVAE], dict[str, Any]]:
     """Train fusion, RQ-VAE and content head on all items.
 
@@ -86,6 +82,7 @@ def train_with_neighbours(
         pairs: (P, 2) item rows of training interactions that follow each other (`next_item_pairs`); without them the fusion learns
             from reconstruction alone.
         start: model to continue from: its fusion stays as it is, autoencoder and codebooks go on from where they are.
+        checkpoint: where a training of the RQ-VAE that was stopped goes on, to end the same; without it, the time is not asked for.
 
     Returns:
         The model in eval mode on the CPU, `config.identifiers` − 1 others of the same training (fewer where it stopped before), and a
@@ -94,12 +91,14 @@ def train_with_neighbours(
 
     Raises:
         CEMGError: empty or inconsistent arrays, vectors that are not finite, more items than codes, or a `start` of another shape.
+        OutOfTime: the `time_limit` around this call has passed after an epoch, with the checkpoint written.
     """
     config = config or TokenizerTrainingConfig()
     _check(vectors, masks, config)
     used = {name: values for name, values in vectors.items() if not config.modalities or name in config.modalities}
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    started = time.perf_counter()
+    found = checkpoint.load() if checkpoint is not None else None
+    started = time.perf_counter() - (0 if found is None else found.values["seconds"])
     with seeded(seed, device):
         data = FeatureBatches(used, {name: masks[name] for name in used}, device)
         model = CEMGRQVAE(config.model_config({name: values.shape[1] for name, values in used.items()})).to(device)
@@ -107,10 +106,30 @@ def train_with_neighbours(
         learned: dict[str, Any] = {}
         if start is not None:
             _continue_from(model, start)
-        elif pairs is not None and config.next_item.epochs:
+        elif found is None and pairs is not None and config.next_item.epochs:
             learned["fusion"] = train_fusion(model.fusion, data, pairs, config.next_item)
+        if found is not None:
+            learned |= found.values["learned"]
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name in found.values["trained"])
         aligned = _Alignment(model, vectors, masks, device) if config.lambda_align else None
-        selection = _train(model, data, config, aligned, fresh=start is None)
+        trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+        def keep(run: TokenizerRun) -> None:
+            if checkpoint is None:
+                return
+
+            def state() -> State:
+                tensors, values = run.state()
+                about = {"learned": learned, "trained": trained, "seconds": time.perf_counter() - started}
+                return State(tensors, values | about)
+
+            if run.finished:
+                checkpoint.save(state())
+            else:
+                checkpoint.between_epochs(state)
+
+        selection = _train(model, data, config, aligned, start is None, found, keep)
         if model.content_head is not None and start is None:
             learned["content_head"] = train_content_head(model.content_head, data)
         if model.config.content_vector_dim and start is None:
@@ -151,8 +170,19 @@ class _Alignment(nn.Module):
         return F.cross_entropy(scores / ALIGNMENT_TEMPERATURE, torch.arange(len(scores), device=scores.device))
 
 
-def _train(model: CEMGRQVAE, data: FeatureBatches, config: TokenizerTrainingConfig, aligned: _Alignment | None, fresh: bool) -> _Selection:
-    """Leave the selected checkpoint in `model`; return how it was selected."""
+def _train(
+    model: CEMGRQVAE,
+    data: FeatureBatches,
+    config: TokenizerTrainingConfig,
+    aligned: _Alignment | None,
+    fresh: bool,
+    found: State | None,
+    keep: Callable[[TokenizerRun], None],
+) -> Selection:
+    """Leave the selected checkpoint in `model`; return how it was selected.
+
+    Goes on from `found`. Between epochs and at the end `keep` is told how things stand; it may end the training by an error.
+    """
     per_epoch = min(len(data), config.sample_items)
     batch_size = max(1, min(config.batch_size, math.ceil(per_epoch / 8)))
     warmup_epochs = config.warmup_epochs if fresh and config.epochs else 0
@@ -163,32 +193,35 @@ def _train(model: CEMGRQVAE, data: FeatureBatches, config: TokenizerTrainingConf
     )
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _learning_rate_factor(step, max(1, steps)))
     sample = data.sample(per_epoch)  # what PCA, k-means and the revival of codes see
-    if fresh:
+    selection = Selection(config.patience, config.identifiers - 1)
+    run = TokenizerRun(model, aligned, optimiser, scheduler, selection, sample)
+    if found is not None:
+        run.restore(found, MovingAverageCodebooks(model, config.codebook_decay, batch_size))
+    elif fresh:
         initialise_autoencoder(model, _of_sample(model, data, sample, latent=False))
-    codebooks: MovingAverageCodebooks | None = None
-    selection = _Selection(config.patience, config.identifiers - 1)
     clusters = ClusterDiversity(config.diversity_clusters) if config.diversity == "clusters" and config.lambda_div else None
-    progress = tqdm(range(warmup_epochs + config.epochs), desc="RQ-VAE", unit="epoch")
+    total = warmup_epochs + config.epochs
+    progress = tqdm(range(total if run.finished else run.epoch, total), initial=run.epoch, total=total, desc="RQ-VAE", unit="epoch")
 
     def begin_quantisation(epoch: int) -> MovingAverageCodebooks:
         if fresh:
-            initialise_codebooks(model, _of_sample(model, data, sample))
+            initialise_codebooks(model, _of_sample(model, data, run.sample))
         # The k-means start knows nothing of alignment or of missing modalities: it is a candidate where reconstruction is the only aim.
         if not config.epochs or (aligned is None and not config.modality_dropout):
             selection.offer(model, epoch, quantise(model, data, keep_latent=False).metrics)
         return MovingAverageCodebooks(model, config.codebook_decay, batch_size)
 
     for epoch in progress:
-        if codebooks is None and epoch >= warmup_epochs:
-            codebooks = begin_quantisation(epoch)
+        if run.averages is None and epoch >= warmup_epochs:
+            run.averages = begin_quantisation(epoch)
         model.train()
         alignment = torch.zeros((), device=data.device)
-        if clusters is not None and codebooks is not None:
+        if clusters is not None and run.averages is not None:
             clusters.fit(model.codebooks)
         for rows in torch.randperm(len(data))[:per_epoch].to(data.device).split(batch_size):
             features, masks = data.batch(rows)
             output: CEMGRQVAEOutput | None = None
-            if codebooks is None:
+            if run.averages is None:
                 loss = model.warmup_loss(features, masks)
             else:
                 output = model(features, masks, hide_one(masks, config.modality_dropout) if config.modality_dropout else None)
@@ -203,21 +236,28 @@ def _train(model: CEMGRQVAE, data: FeatureBatches, config: TokenizerTrainingConf
             loss.backward()
             optimiser.step()
             scheduler.step()
-            if codebooks is not None and output is not None:
-                codebooks.update(output.codes, output.residuals)
-        if codebooks is None:
+            if run.averages is not None and output is not None:
+                run.averages.update(output.codes, output.residuals)
+        run.epoch = epoch + 1
+        if run.averages is None:
+            keep(run)
             continue
-        last = epoch + 1 == warmup_epochs + config.epochs
+        last = run.epoch == total
         # Codes moved at the very end would stay where they were drawn, untrained.
         if not last:
-            codebooks.revive(_of_sample(model, data, sample))
+            run.averages.revive(_of_sample(model, data, run.sample))
         if last or (epoch + 1 - warmup_epochs) % config.evaluation_interval == 0:
             metrics = quantise(model, data, keep_latent=False).metrics | ({"alignment": alignment.item()} if aligned is not None else {})
             progress.set_postfix(error=f"{metrics['reconstruction_error']:.4f}", collisions=f"{metrics['collision_rate']:.4f}")
             if selection.offer(model, epoch + 1, metrics):
                 break
-    if codebooks is None:
-        begin_quantisation(warmup_epochs)
+        if not last:
+            keep(run)
+    if run.averages is None:
+        run.averages = begin_quantisation(warmup_epochs)
+    if not run.finished:
+        run.finished = True
+        keep(run)
     selection.restore(model)
     return selection
 
@@ -267,49 +307,6 @@ def _continue_from(model: CEMGRQVAE, start: CEMGRQVAE) -> None:
             raise CEMGError(f"start_from: {name} is {theirs[name]} in the old tokenizer, {mine[name]} here; keep it, or train afresh")
     model.load_state_dict(start.state_dict())
     model.fusion.requires_grad_(False)
-
-
-class _Selection:
-    """The checkpoint rule of the module's docstring, and early stopping.
-
-    `neighbours` are the weights of the `num_neighbours` checkpoints evaluated just before the one kept, the latest last, and where
-    there are fewer, of those just after it.
-    """
-
-    def __init__(self, patience: int, num_neighbours: int = 0) -> None:
-        self.patience = patience
-        self.num_neighbours = num_neighbours
-        self.neighbours: list[dict[str, Tensor]] = []
-        self.recent: deque[dict[str, Tensor]] = deque(maxlen=num_neighbours)
-        self.history: list[dict[str, Any]] = []
-        self.lowest = math.inf
-        self.waited = 0
-        self.kept: tuple[float, tuple[float, float]] | None = None
-        self.state: dict[str, Tensor] = {}
-
-    def offer(self, model: CEMGRQVAE, epoch: int, metrics: dict[str, Any]) -> bool:
-        """Consider the model as it is; True when training should stop."""
-        self.history.append({"epoch": epoch, **metrics})
-        error = metrics["reconstruction_error"] + metrics.get("alignment", 0.0)
-        self.lowest = min(self.lowest, error)
-        self.waited += 1
-        limit = self.lowest * (1 + SELECTION_TOLERANCE)
-        quality = (float(np.mean([level["perplexity"] for level in metrics["levels"]])), -metrics["collision_rate"])
-        if self.kept is None or self.kept[0] > limit or (error <= limit and quality > self.kept[1]):
-            self.kept, self.waited = (error, quality), 0
-            self.state, self.neighbours = _weights(model), list(self.recent)
-        elif len(self.neighbours) < self.num_neighbours:
-            self.neighbours.append(_weights(model))
-        if self.num_neighbours:
-            self.recent.append(_weights(model))
-        return bool(self.patience) and self.waited >= self.patience
-
-    def restore(self, model: CEMGRQVAE) -> None:
-        model.load_state_dict(self.state)
-
-
-def _weights(model: CEMGRQVAE) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
 
 
 def _with_weights(model: CEMGRQVAE, weights: dict[str, Tensor]) -> CEMGRQVAE:

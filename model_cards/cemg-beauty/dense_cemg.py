@@ -195,7 +195,8 @@ class DenseTower(nn.Module):
 
     def scores(self, states: Tensor, vectors: Tensor) -> Tensor:
         """(B, N) fp32 dot products of states (B, d) with the vectors (N, d) of a catalogue, whose fp32 copy is kept as they are."""
-        return states.float() @ self._single.get([vectors], vectors.float).T
+        with torch.autocast(states.device.type, enabled=False):  # it would round what was made fp32, and near items to one score
+            return states.float() @ self._single.get([vectors], vectors.float).T
 
     def _item_vectors(self, rows: Tensor | None, content: Tensor | None) -> Tensor:
         own = self.item_embedding.weight

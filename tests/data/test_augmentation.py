@@ -143,15 +143,36 @@ def test_impossible_augmentations_are_refused():
 
 def test_streams_are_hidden_at_their_share_and_never_all_of_an_item() -> None:
     drawn = Augmentation(3, stream_dropout=0.4)
-    hidden = drawn.hidden_streams(list(range(400)), 9, 3)
+    given = torch.ones(400, 9, 3, dtype=torch.bool)
+    hidden = drawn.hidden_streams(range(400), given)
     assert hidden.shape == (400, 9, 3)
     assert not hidden.all(dim=2).any()
     assert abs(hidden.double().mean().item() - (0.4 - 0.4**3)) < 0.02
-    assert torch.equal(drawn.hidden_streams([7], 9, 3)[0], hidden[7])
+    assert torch.equal(drawn.hidden_streams([7], given[:1])[0], hidden[7])
     drawn.set_epoch(1)
-    assert not torch.equal(drawn.hidden_streams(list(range(400)), 9, 3), hidden)
+    assert not torch.equal(drawn.hidden_streams(range(400), given), hidden)
     with pytest.raises(ValueError, match="stream_dropout: must lie in"):
         Augmentation(0, stream_dropout=1.0)
+
+
+def test_an_item_that_lacks_streams_shows_one_of_those_it_has() -> None:
+    windows = training_windows(True)
+    count, streams, levels = int(windows.items.max()) + 1, 3, 2
+    have = torch.rand(count, streams, generator=torch.Generator().manual_seed(0)) < 0.5
+    assert not have.any(dim=1).all(), "some items have no stream at all"
+    codes, missing = 100 + torch.arange(count * streams * levels).view(count, streams, levels), torch.tensor([10, 11, 12])
+    tokens = torch.where(have.unsqueeze(-1), codes, missing.unsqueeze(-1)).flatten(1)
+    drawn = Augmentation(1, stream_dropout=0.6)
+    collate = WindowCollator(windows, codes[:, 0], 5, True, drawn, True, history_tokens=tokens, missing_tokens=missing)
+    hidden = torch.tensor(False)
+    for epoch in range(10):
+        drawn.set_epoch(epoch)
+        batch = collate(range(len(windows)))
+        items, real = batch["items"][:, :-1], batch["attention_mask"][:, 1 :: streams * levels].bool()
+        shown = (batch["input_ids"][:, 1:].unflatten(1, (-1, streams, levels)) != missing.view(-1, 1)).any(dim=-1)
+        assert torch.equal(shown.any(dim=2)[real], have[items[real]].any(dim=1))
+        hidden = hidden | (have[items[real]] & ~shown[real]).any()
+    assert hidden
 
 
 @pytest.mark.parametrize("item_causal", [True, False])

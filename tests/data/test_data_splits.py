@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cemg_hf.data.ragged import Ragged
-from cemg_hf.data.splits import TimeCuts, evaluation_cases, leave_one_out, time_cuts, time_points, training_cases, training_part
+from cemg_hf.data.splits import TimeCuts, evaluation_cases, time_cuts, time_points, training_cases, training_part
 from cemg_hf.errors import CEMGError
 
 SEQUENCES = st.lists(st.lists(st.integers(0, 20), min_size=1, max_size=9), min_size=1, max_size=12)
@@ -15,7 +15,7 @@ SEQUENCES = st.lists(st.lists(st.integers(0, 20), min_size=1, max_size=9), min_s
 @given(SEQUENCES)
 def test_leave_one_out_gives_every_interaction_of_an_evaluated_user_one_role(lists: list[list[int]]) -> None:
     sequences = Ragged.from_lists(lists)
-    training, validation, test = training_part(sequences), leave_one_out(sequences, "validation"), leave_one_out(sequences, "test")
+    training, validation, test = training_part(sequences), evaluation_cases(sequences, "validation"), evaluation_cases(sequences, "test")
     assert validation.users.tolist() == test.users.tolist() == [user for user, row in enumerate(lists) if len(row) >= 3]
     for case, user in enumerate(test.users.tolist()):
         train = training[user].tolist()
@@ -37,10 +37,10 @@ def test_training_cases_hold_out_nothing_of_the_training_part(lists: list[list[i
 
 
 def test_dtypes_and_unknown_split() -> None:
-    cases = leave_one_out(Ragged.from_lists([[1, 2, 3]]), "test")
+    cases = evaluation_cases(Ragged.from_lists([[1, 2, 3]]), "test")
     assert cases.users.dtype == cases.targets.dtype == cases.histories.values.dtype == np.int64
     with pytest.raises(ValueError, match="split must be"):
-        leave_one_out(Ragged.from_lists([[1, 2, 3]]), "train")  # type: ignore[arg-type]
+        evaluation_cases(Ragged.from_lists([[1, 2, 3]]), "train")  # type: ignore[arg-type]
 
 
 TIMES = st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=9).map(sorted), min_size=1, max_size=12)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from cemg_hf.data import Ragged
 from cemg_hf.errors import CEMGError
+from cemg_hf.evaluation import content_knn
 from cemg_hf.evaluation.content_knn import ContentKNNRecommender
 
 ITEMS = 25
@@ -42,6 +45,21 @@ def test_ranks_by_cosine_as_the_obvious_loop_does(half_life: float, exclude: boo
         expected = sorted(possible, key=lambda i: -float(unit(profile) @ items[i])) if profile.any() else []
         assert found[row, : len(expected)].tolist() == expected
         assert (found[row, len(expected) :] == -1).all()
+
+
+def test_memory_does_not_grow_with_users_times_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    items, users = 20_000, 500  # 40 MB of cosines
+    rng = np.random.default_rng(0)
+    recommender = ContentKNNRecommender([rng.normal(size=(items, 4)).astype(np.float32)])
+    histories = Ragged.from_lengths(rng.integers(0, items, users), np.ones(users, dtype=np.int64))
+    whole = recommender.rank(histories, 5)
+    monkeypatch.setattr(content_knn, "COSINES_AT_ONCE", 10 * items)
+    tracemalloc.start()
+    parts = recommender.rank(histories, 5)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    np.testing.assert_array_equal(parts, whole)
+    assert peak < 10e6
 
 
 def test_histories_without_content_get_empty_lists() -> None:

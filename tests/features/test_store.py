@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from cemg_hf.errors import CEMGError
 from cemg_hf.features import store as store_module
 from cemg_hf.features.projection import Projection
-from cemg_hf.features.store import FeatureBlocks, FeatureStore, ModalityFeatures, row_blocks, scratch_array, write_features
+from cemg_hf.features.store import FeatureBlocks, FeatureStore, ModalityFeatures, row_blocks, scratch_array, taken_rows, write_features
 
 
 @pytest.fixture
@@ -180,3 +180,16 @@ def test_large_scratch_arrays_lie_on_disk(tmp_path: Path, monkeypatch: pytest.Mo
     assert not list(tmp_path.iterdir())
     with pytest.raises(CEMGError, match="make room or set TMPDIR"):
         scratch_array((2**50, 3), folder=tmp_path)
+
+
+@pytest.mark.parametrize("bound", [0, 2**26])
+def test_taken_rows_are_those_asked_for_also_on_disk(bound: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "BYTES_IN_MEMORY", bound)
+    monkeypatch.setattr(store_module, "ROWS_AT_ONCE", 2)
+    vectors = np.arange(30, dtype=np.float16).reshape(10, 3)
+    rows = np.array([1, 2, 5, 8, 9])
+    found = taken_rows(vectors, rows)
+    assert isinstance(found, np.memmap) is (bound == 0)
+    assert found.dtype == np.float16
+    np.testing.assert_array_equal(found, vectors[rows])
+    assert taken_rows(vectors, rows[:0]).shape == (0, 3)

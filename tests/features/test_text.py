@@ -9,9 +9,11 @@ import polars as pl
 import pytest
 import torch
 from feature_samples import WORDS, item_table
+from sklearn.preprocessing import normalize
 from transformers import AutoModel, AutoTokenizer, T5Config, T5Model
 
 from cemg_hf.errors import CEMGError
+from cemg_hf.features import text as text_module
 from cemg_hf.features.text import TextConfig, TransformerTextEncoder, item_texts
 
 TITLES = ["red shoe", None, "warm wool shirt for the new and old", "", "blue lamp", "red shoe", "soft"]
@@ -176,6 +178,21 @@ def test_attributes_stand_beside_the_models_vectors(bert_folder: Path, tmp_path:
     np.testing.assert_allclose(np.linalg.norm(brand, axis=1), [1, 1, 1, 0, 0], atol=1e-5)
     # A single new item gets the vector it has in any table.
     np.testing.assert_allclose(known.encode(items[1:2]).vectors[0], raw.vectors[1], atol=1e-5)
+
+
+def test_attributes_are_put_there_block_by_block(bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = pl.DataFrame({"title": [f"red shoe {row}" for row in range(7)], "brand": ["Acme", None] * 3 + ["Other"]})
+    whole = encoder(bert_folder, tmp_path, attributes=8).encode(items).vectors
+    rows: list[int] = []
+
+    def counted(vectors: Any) -> Any:
+        rows.append(vectors.shape[0])
+        return normalize(vectors)
+
+    monkeypatch.setattr(text_module, "normalize", counted)
+    monkeypatch.setattr(text_module, "ROWS_AT_ONCE", 3, raising=False)
+    np.testing.assert_array_equal(encoder(bert_folder, tmp_path, attributes=8).encode(items).vectors, whole)
+    assert max(rows) == 3
 
 
 def test_attributes_are_checked() -> None:

@@ -53,6 +53,14 @@ def test_scores_are_dot_products_of_state_and_item_whatever_the_company(model: N
         torch.testing.assert_close(model.scores(padded(row))[0], scores, atol=1e-5, rtol=0)
 
 
+def test_scores_are_of_single_precision_under_autocast_too(model: NextItemModel) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = model.scores(padded([3, 1, 4], []))
+    assert scores.dtype == torch.float32
+    assert (scores != scores.bfloat16()).any(), "the product was rounded"
+    torch.testing.assert_close(scores, model.scores(padded([3, 1, 4], [])), atol=0.1, rtol=0.1)
+
+
 def test_later_items_do_not_change_earlier_states(model: NextItemModel) -> None:
     one, other = (model(padded(row)).states for row in ([1, 2, 3, 4], [1, 2, 9, 0]))
     torch.testing.assert_close(one[:, :3], other[:, :3], atol=1e-6, rtol=0)

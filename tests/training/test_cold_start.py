@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
+from distillation_samples import TINY, picture
 
 from cemg_hf.data import PreparedDataset
 from cemg_hf.data.prepare import PrepareConfig, prepare
 from cemg_hf.errors import CEMGError
+from cemg_hf.models.rq_dino import RQDinoConfig, RQDinoModel
 from cemg_hf.recipes import load_recipe
 from cemg_hf.training.cold_start import ADDED, BEFORE, KNN, KNN_NEW, ColdStartConfig, run_cold_start
 from cemg_hf.training.hold_out import HELD_OUT_FILE, hold_out_items
@@ -125,9 +128,19 @@ def test_impossible_requests_are_refused(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(CEMGError, match="not a prepared dataset"):
         hold_out_items(tmp_path, tmp_path / "held")
     assert not (tmp_path / "held").exists()
+    once = hold_out_items(dataset, tmp_path / "once", 0.1)
+    with pytest.raises(CEMGError, match="once: has the manifest of 'hold-out' in the place of that of `prepare`"):
+        hold_out_items(once, tmp_path / "twice", 0.1)
     for wrong, message in [({"num_beams": 5}, "num_beams = 5"), ({"boosts": []}, "boosts"), ({"collaborative": ["x"]}, "collaborative")]:
         with pytest.raises(CEMGError, match=message):
             run_cold_start(load_recipe("sample"), tmp_path / "run", ColdStartConfig(**wrong))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("assignments", "system"), [(["streams={}"], "cemg"), ([], "sasrec")])
+def test_systems_that_it_does_not_train_are_refused_at_the_start(assignments: list[str], system: str, tmp_path: Path) -> None:
+    with pytest.raises(CEMGError, match=f"sample, system {system}: cold start is measured of CEMG"):
+        run_cold_start(load_recipe("sample", assignments, system=system), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -199,3 +212,20 @@ def test_the_choice_is_made_on_validation_within_the_tolerance(finished: tuple[P
         after, before = metrics["test"][choice["row"]]["seen"]["recall@5"]["mean"], metrics["test"][0]["seen"]["recall@5"]["mean"]
         assert difference == pytest.approx(after - before)
     assert f"e^c {metrics['best']}" in metrics["price"]
+
+
+def test_pictures_of_new_items_go_through_the_networks_own_folder(tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CEMG_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "pictures").mkdir()
+    for item in range(ITEMS):
+        picture(item % 8, item).save(tmp_path / "pictures" / f"i{item}.png")
+    torch.manual_seed(0)
+    config = RQDinoConfig(backbone="resnet", backbone_config=TINY, image_size=16, latent_dim=6, num_levels=2, codebook_size=4)
+    RQDinoModel(config).save_pretrained(tmp_path / "network")
+    data = {name: str(tables / f"{name}.{kind}") for name, kind in (("interactions", "csv"), ("items", "jsonl"))}
+    overrides = {f"prepare.{name}": path for name, path in data.items()} | {"prepare.images": str(tmp_path / "pictures")}
+    overrides |= {"prepare.min_interactions": 0, "encode.image.encoder": str(tmp_path / "network")}
+    recipe = load_recipe("own-data", [*QUICK, "encode.modalities=[image, text]"], overrides)
+    one = ColdStartConfig(share=0.2, ks=[5], boosts=[2.0], dense=[0.0], likelihood=[1.0], num_beams=12, collaborative=["masked"])
+    found = run_cold_start(recipe, tmp_path / "run", one)["metrics"]
+    assert {row["system"] for row in found["test"]} == {BEFORE, ADDED, KNN, KNN_NEW}

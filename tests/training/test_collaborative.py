@@ -148,7 +148,7 @@ def test_recall_counts_targets_among_the_first_twenty(blocks: PreparedDataset, m
         hits += int(target) in ranking[:20]
     assert 0 < hits < len(cases)
     assert held.recall(users, items) == pytest.approx(hits / (len(cases) + 10))
-    monkeypatch.setattr(collaborative, "SCORES_PER_CHUNK", 7 * blocks.num_items)
+    monkeypatch.setattr(collaborative, "SCORES_AT_ONCE", 7 * blocks.num_items)
     assert held.recall(users, items) == pytest.approx(hits / (len(cases) + 10))
 
 

@@ -19,14 +19,15 @@ from cemg_hf.training.identifiers import IDENTIFIERS_NAME, load_identifiers, sav
 from cemg_hf.training.loading import open_model, open_tokenizer
 from cemg_hf.training.pipeline import run
 from cemg_hf.training.tokenize import tokenize
-from cemg_hf.training.tokenizer_training import _Selection, train_rqvae, train_with_neighbours
+from cemg_hf.training.tokenizer_selection import Selection
+from cemg_hf.training.tokenizer_training import train_rqvae, train_with_neighbours
 
 
 def test_neighbours_are_the_checkpoints_before_the_one_kept_or_after_it() -> None:
     model = CEMGRQVAE(settings(num_levels=1, codebook_size=2, latent_dim=2).model_config({"text": 4}))
 
     def neighbours(errors: list[float], number: int) -> list[float]:
-        selection = _Selection(0, number)
+        selection = Selection(0, number)
         for epoch, error in enumerate(errors):
             model.codebooks.fill_(epoch)
             selection.offer(model, epoch, {"reconstruction_error": error, "levels": [{"perplexity": 1.0}], "collision_rate": 0.0})

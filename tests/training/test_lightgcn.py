@@ -14,7 +14,9 @@ from cemg_hf.artefacts import MANIFEST_NAME
 from cemg_hf.data import EvaluationCases, PreparedDataset, Ragged
 from cemg_hf.data.dataset import SPLIT_FILE
 from cemg_hf.errors import CEMGError
+from cemg_hf.training import epoch_checkpoint
 from cemg_hf.training.collaborative import CollaborativeConfig, train_collaborative
+from cemg_hf.training.deadline import OutOfTime
 from cemg_hf.training.lightgcn import EMBEDDINGS_FILE, LightGCNRanker, train_lightgcn
 
 SMALL = CollaborativeConfig(dimension=8, layers=2, learning_rate=0.03, epochs=6, eval_every=3)
@@ -26,6 +28,24 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_dataset(folder / "dataset", walks())
     train_lightgcn(SMALL, folder / "dataset", folder / "model", seed=0)
     return folder
+
+
+def test_a_training_that_time_ends_after_every_epoch_comes_out_as_one_that_is_left_alone(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(1, SMALL.epochs + 1):
+        with monkeypatch.context() as short:
+            short.setattr(epoch_checkpoint, "time_is_up", lambda: True)
+            if number < SMALL.epochs:
+                with pytest.raises(OutOfTime):
+                    train_lightgcn(SMALL, shop / "dataset", tmp_path / "model", seed=0)
+            else:
+                train_lightgcn(SMALL, shop / "dataset", tmp_path / "model", seed=0)
+        assert (tmp_path / "model").exists() is (number == SMALL.epochs)
+    assert not list(tmp_path.glob(".model*"))
+    assert (tmp_path / "model" / EMBEDDINGS_FILE).read_bytes() == (shop / "model" / EMBEDDINGS_FILE).read_bytes()
+    found, expected = (json.loads((folder / "model" / "report.json").read_text()) for folder in (tmp_path, shop))
+    assert found | {"seconds": 0} == expected | {"seconds": 0}
 
 
 @pytest.fixture(scope="module")

@@ -39,3 +39,19 @@ def test_without_what_was_trained_there_is_nothing_to_measure(system: str, needs
             check_trained(recipe, folders)
         (tmp_path / "model").mkdir()
     check_trained(recipe, folders)
+
+
+def test_what_a_system_without_a_model_folder_ranks_by_is_part_of_what_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "dataset").mkdir()
+    folders = {"prepare": tmp_path / "dataset", "finetune": tmp_path / "model"}
+
+    def manifest(system: str, *assignments: str) -> Manifest:
+        return measurement_manifest("latency", load_recipe("beauty", assignments, system=system), folders, {"k": 10})
+
+    fewer = "item_knn.neighbours=7"
+    assert manifest("item_knn") == manifest("item_knn")
+    assert manifest("item_knn", fewer) != manifest("item_knn")
+    assert manifest("item_knn", fewer).settings["neighbours"] == 7
+    assert manifest("popularity", fewer) == manifest("popularity")  # and finished measurements of all others stay current:
+    (tmp_path / "model").mkdir()
+    assert manifest("sasrec", fewer).settings.keys() == {"k", "threads", "processor", "cores", "accelerator", "system"}

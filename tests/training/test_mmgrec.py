@@ -170,6 +170,20 @@ def test_an_interrupted_training_ends_where_the_uninterrupted_one_does(shop: Pat
         torch.testing.assert_close(found[name], value, atol=0, rtol=0, msg=name)
 
 
+@pytest.mark.parametrize("part", ["graph", "recommender"])
+def test_an_interrupted_training_continues_under_its_own_settings_only(shop: Path, tmp_path: Path, part: str) -> None:
+    stopped, others = replace(SMALL.loop, time_budget_s=0.01), [{"validation_beams": 30}, {"validation_excludes_history": False}]
+    short = replace(SMALL, loop=stopped)
+    if part == "graph":
+        short = replace(SMALL, rec_ids=replace(REC_IDS, loop=replace(REC_IDS.loop, time_budget_s=0.01)))
+        others = [{"validation_users": 7}, {"rec_ids": replace(REC_IDS, modalities=["text"])}]
+    with pytest.raises(CEMGError, match=r"run .* again to continue"):
+        train_mmgrec(short, shop / "dataset", shop / "features", tmp_path / "model", seed=0)
+    for other in others:
+        with pytest.raises(CEMGError, match="was made with other settings"):
+            train_mmgrec(replace(SMALL, **other), shop / "dataset", shop / "features", tmp_path / "model", seed=0)  # type: ignore[arg-type]
+
+
 def test_the_graph_is_made_of_training_interactions_only(data: PreparedDataset, tmp_path: Path) -> None:
     adjacency, users, items = training_graph(data)
     training = {(user, item) for user, row in enumerate(data.train_sequences().to_lists()) for item in row}

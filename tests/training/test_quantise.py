@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from cemg_hf.errors import CEMGError
+from cemg_hf.evaluation.codes import level_usage
 from cemg_hf.features import store as store_module
 from cemg_hf.features.projection import Projection
 from cemg_hf.features.store import FeatureStore, ModalityFeatures
 from cemg_hf.models.cemg.assignment_cemg import assign_unique_codes
 from cemg_hf.models.cemg.modeling_rqvae import CEMGRQVAE, CEMGRQVAEConfig, reconstruction_loss
-from cemg_hf.training.quantise import FeatureBatches, alpha_report, level_report, quantise, quantise_store
+from cemg_hf.training.quantise import FeatureBatches, alpha_report, level_report, quantise
 
 WIDTHS = {"image": 6, "text": 9, "collaborative": 4}
 ITEMS = 101
@@ -49,7 +50,7 @@ def store(arrays: tuple[Arrays, Arrays], tmp_path: Path) -> FeatureStore:
 
 def test_streaming_equals_one_pass_over_everything(rqvae: CEMGRQVAE, arrays: tuple[Arrays, Arrays], store: FeatureStore) -> None:
     vectors, masks = arrays
-    found = quantise_store(rqvae.train(), store, batch_size=7, progress=False)
+    found = quantise(rqvae.train(), FeatureBatches.from_store(store, resident_bytes=0), batch_size=7)
     assert rqvae.training
     rqvae.eval()
     with torch.no_grad():
@@ -111,10 +112,10 @@ def test_half_precision_is_read_as_stored(rqvae: CEMGRQVAE, arrays: tuple[Arrays
 def test_large_latents_go_to_a_file_that_codes_are_resolved_from(
     rqvae: CEMGRQVAE, store: FeatureStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    expected = quantise_store(rqvae, store, progress=False)
+    expected = quantise(rqvae, FeatureBatches.from_store(store))
     monkeypatch.setattr(store_module, "BYTES_IN_MEMORY", 0)
     monkeypatch.setattr(store_module.tempfile, "tempdir", str(tmp_path))
-    found = quantise_store(rqvae, store, batch_size=13, progress=False)
+    found = quantise(rqvae, FeatureBatches.from_store(store, resident_bytes=0), batch_size=13)
     assert found.latent is not None
     assert expected.latent is not None
     assert list(tmp_path.glob("tmp*")) == []  # the file has no name to leave behind
@@ -188,6 +189,10 @@ def test_reports() -> None:
     even = level_report(torch.arange(8) % 4, 8)
     assert even["used_codes"] == 0.5
     assert even["perplexity"] == pytest.approx(4)
+    assert level_report(torch.arange(0), 8) == {"used_codes": 0, "perplexity": 1}
+    codes = torch.randint(0, 5, (40, 2), generator=torch.Generator().manual_seed(0))
+    for column, usage in zip(codes.T, level_usage(codes.numpy(), 8)["levels"], strict=True):
+        assert level_report(column, 8).items() <= usage.items()
     alpha = torch.tensor([[0.2, 0.8], [0.4, 0.6], [1.0, 0.0], [0.0, 0.0]])
     report = alpha_report(alpha)
     assert report["items_with_both"] == 2

@@ -10,6 +10,7 @@ from cemg_hf.features.projection import Projection
 from cemg_hf.features.store import FeatureStore, ModalityFeatures
 from cemg_hf.models.cemg import CEMGTokenizer
 from cemg_hf.models.cemg.assignment_cemg import assign_unique_codes
+from cemg_hf.training import retraining
 from cemg_hf.training.retraining import align_to_tokenizer, kept_codes
 from cemg_hf.training.tokenizer_training import train_rqvae
 
@@ -76,6 +77,26 @@ def test_newer_features_meet_the_old_coordinates_so_that_most_items_keep_their_c
         parts = {key: value.numpy() for key, value in projections[name].items()}
         again = (raw - parts["mean"]) @ parts["components"].T * parts["scale"]
         np.testing.assert_allclose(again[modality.mask], aligned[name][modality.mask], atol=1e-3)
+
+
+def test_raw_vectors_are_made_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = store(np.eye(6))
+    before = trained(features)
+    whole, _ = align_to_tokenizer(before, features)
+    rows: list[int] = []
+    transform = Projection.transform
+
+    def counted(self: Projection, vectors: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        rows.append(len(vectors))
+        return transform(self, vectors, mask)
+
+    monkeypatch.setattr(Projection, "transform", counted)
+    monkeypatch.setattr(retraining, "ROWS_AT_ONCE", 70, raising=False)
+    parts, _ = align_to_tokenizer(before, features)
+    assert rows == [70, 70, 70, 70, 20] * 2  # image and text
+    for name, expected in whole.items():
+        np.testing.assert_allclose(parts[name], expected, atol=1e-5)
+    np.testing.assert_allclose(whole["text"], features.modalities["text"].vectors, atol=1e-4)  # the same projection: there and back
 
 
 def test_what_does_not_belong_together_is_refused() -> None:

@@ -90,7 +90,7 @@ def test_the_report_says_what_was_trained(trained: tuple[str, Path], data: Prepa
     assert {"config.json", "model.safetensors", "item_ids.json", "training_curve.png", MANIFEST_NAME} <= {
         path.name for path in folder.iterdir()
     }
-    assert not list(folder.parent.glob(".*"))  # nothing of the training is left over
+    assert not list(folder.parent.glob(".model*"))  # nothing of the training is left over; the lock files stay
 
 
 def test_what_is_current_is_left_alone(trained: tuple[str, Path], dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,6 +139,9 @@ def test_a_killed_training_continues_under_its_own_settings_only(dataset: Path, 
     for other in ({"loss": "full"}, {"dropout": 0.4}, {"num_heads": 4}):
         with pytest.raises(CEMGError):
             train_sequential(replace(config, settings=config.settings | other), dataset, tmp_path / "model", seed=0)
+    for protocol in ({"validation_users": 5}, {"validation_excludes_history": False}):  # the best weights were chosen by another
+        with pytest.raises(CEMGError, match="was made with other settings"):
+            train_sequential(replace(config, **protocol), dataset, tmp_path / "model", seed=0)
 
 
 def test_the_time_budget_ends_a_training_that_can_go_on(dataset: Path, tmp_path: Path) -> None:

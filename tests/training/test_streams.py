@@ -20,12 +20,16 @@ from cemg_hf.artefacts import MANIFEST_NAME
 from cemg_hf.data import PreparedDataset
 from cemg_hf.errors import CEMGError
 from cemg_hf.evaluation.metrics import check_rankings, ranking_metrics
+from cemg_hf.features import store as store_module
 from cemg_hf.features.projection import Projection
 from cemg_hf.features.store import FeatureStore, ModalityFeatures
 from cemg_hf.hub.export import export_model
 from cemg_hf.models.cemg import collision_rate
 from cemg_hf.models.mscgrec import MSCGRecTokenizer
 from cemg_hf.recipes import load_recipe, recipe_names
+from cemg_hf.training import epoch_checkpoint
+from cemg_hf.training import streams as streams_module
+from cemg_hf.training.deadline import OutOfTime
 from cemg_hf.training.evaluate import EvaluateConfig, GeneratorRanker, evaluate, load_generator
 from cemg_hf.training.finetune import FinetuneConfig, GeneratorConfig, build_generator, finetune
 from cemg_hf.training.inspect import inspect_tokenizer
@@ -123,6 +127,41 @@ def test_items_without_a_modality_take_nothing_from_those_that_have_it() -> None
     assert torch.equal(codes[only], alone)
     assert about["collision_rate_before"] == also["collision_rate_before"]
     assert collision_rate(codes) == 0
+
+
+@pytest.mark.parametrize("lacking", [[], [3, 7]])
+def test_the_vectors_of_a_stream_are_not_copied_into_memory(lacking: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    given = modality(6, lacking, 0)
+    seen: list[np.ndarray] = []
+
+    def caught(vectors: dict[str, np.ndarray], *_: object, **__: object) -> None:
+        seen.append(vectors["text"])
+        raise InterruptedError
+
+    monkeypatch.setattr(streams_module, "train_rqvae", caught)
+    monkeypatch.setattr(store_module, "BYTES_IN_MEMORY", 0)
+    with pytest.raises(InterruptedError):
+        stream_codes("text", given, CODES, 0)
+    assert isinstance(seen[0], np.memmap) if lacking else seen[0] is given.vectors
+    np.testing.assert_array_equal(seen[0], given.vectors[given.mask])
+
+
+def test_streams_that_time_ends_are_not_made_twice(shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of_the_first = iter([False] * (CODES.warmup_epochs + CODES.epochs - 1))  # after the last epoch nobody asks
+    monkeypatch.setattr(epoch_checkpoint, "time_is_up", lambda: next(of_the_first, True))
+    with pytest.raises(OutOfTime):
+        tokenize_streams(StreamsConfig(), CODES, shop / "features", tmp_path / "tokenizer", 0)
+    kept = sorted(path.name for path in (tmp_path / ".tokenizer.training").iterdir())
+    assert kept == ["collaborative.safetensors", "text.safetensors"]
+    before = (tmp_path / ".tokenizer.training" / "collaborative.safetensors").stat().st_mtime_ns
+    with pytest.raises(OutOfTime):
+        tokenize_streams(StreamsConfig(), CODES, shop / "features", tmp_path / "tokenizer", 0)
+    monkeypatch.undo()
+    assert (tmp_path / ".tokenizer.training" / "collaborative.safetensors").stat().st_mtime_ns == before
+    tokenize_streams(StreamsConfig(), CODES, shop / "features", tmp_path / "tokenizer", 0)
+    assert not list(tmp_path.glob(".tokenizer*"))
+    for name in (CODEBOOKS_NAME, "item_codes.safetensors"):
+        assert (tmp_path / "tokenizer" / name).read_bytes() == (shop / "tokenizer" / name).read_bytes()
 
 
 def test_only_what_decides_the_codes_makes_them_anew(shop: Path, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from cemg_hf.artefacts import MANIFEST_NAME
 from cemg_hf.errors import CEMGError
 from cemg_hf.models.cemg import CEMGTokenizer
 from cemg_hf.recipes import Recipe, load_recipe
+from cemg_hf.training import epoch_checkpoint, tokenizer_training
+from cemg_hf.training.deadline import OutOfTime
 from cemg_hf.training.pipeline import run
 from cemg_hf.training.tokenize import REPORT_NAME, tokenize
 
@@ -46,6 +48,22 @@ def test_the_data_set_is_part_of_what_the_stage_is_made_of(made: tuple[Recipe, P
     assert (output / MANIFEST_NAME).stat().st_mtime_ns == first
     tokenize(recipe.tokenize, folder / "features", output, 1)
     assert "fusion" not in report(output), "without interactions the fusion learns from reconstruction alone"
+
+
+def test_a_stage_that_time_ends_continues_and_leaves_nothing_behind(
+    made: tuple[Recipe, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, folder = made
+    monkeypatch.setattr(epoch_checkpoint, "time_is_up", lambda: True)
+    with pytest.raises(OutOfTime, match="run the same command again"):
+        tokenize(recipe.tokenize, folder / "features", tmp_path / "tokenizer", 1, folder / "dataset")
+    monkeypatch.undo()
+    assert (tmp_path / ".tokenizer.training" / "rqvae.safetensors").is_file()
+    monkeypatch.setattr(tokenizer_training, "train_fusion", lambda *_: pytest.fail("started over"))
+    tokenize(recipe.tokenize, folder / "features", tmp_path / "tokenizer", 1, folder / "dataset")
+    assert not list(tmp_path.glob(".tokenizer*"))
+    expected, found = ((where / "tokenizer" / "item_codes.safetensors").read_bytes() for where in (folder, tmp_path))
+    assert found == expected
 
 
 def test_one_modality_is_enough_and_an_absent_one_an_error(made: tuple[Recipe, Path], tmp_path: Path) -> None:

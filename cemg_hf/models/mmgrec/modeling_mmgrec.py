@@ -30,11 +30,10 @@ from transformers import initialization as init
 from transformers.utils import cached_file
 
 from ..cemg.generation_cemg import ItemFilter, constrained_beam_search
+from ..cemg.objective_cemg import IGNORED
 from ..cemg.trie_cemg import ItemTrie
 from ..next_item import ITEM_IDS_FILE
 from .configuration_mmgrec import MMGRecModelConfig
-
-IGNORED_LABEL = -100
 
 
 class MMGRecOutput(NamedTuple):
@@ -258,7 +257,7 @@ class MMGRecForRecommendation(PreTrainedModel):
                 f"labels: {labels.shape[1]} targets for a history of {history.shape[1]} items; give one, or, to an item-causal model, "
                 "one more than the history has"
             )
-        counted = labels != IGNORED_LABEL
+        counted = labels != IGNORED
         codes = self.item_codes[labels.clamp(min=0)]
         states, present = self.encode(history, users)
         seen = present
@@ -269,8 +268,8 @@ class MMGRecForRecommendation(PreTrainedModel):
         hidden = self.decode(prefixes, states, seen)
         weight, bias = self._level_heads()
         logits = torch.einsum("bcmd,mkd->bcmk", hidden, weight) + bias
-        aims = codes.masked_fill(~counted.unsqueeze(-1), IGNORED_LABEL)
-        loss = functional.cross_entropy(logits.flatten(0, 2).float(), aims.flatten(), ignore_index=IGNORED_LABEL, reduction="sum")
+        aims = codes.masked_fill(~counted.unsqueeze(-1), IGNORED)
+        loss = functional.cross_entropy(logits.flatten(0, 2).float(), aims.flatten(), ignore_index=IGNORED, reduction="sum")
         count = counted.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
         return MMGRecOutput(loss / (self.config.num_levels * count), logits)
 

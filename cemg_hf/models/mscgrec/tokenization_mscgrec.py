@@ -26,6 +26,7 @@ from ..cemg.tokenization_cemg import (
 from .quantisers_mscgrec import StreamCodes, StreamQuantisers
 
 MOST_LEVELS = 26
+"""Tokens name their level by a letter."""
 TOKEN = re.compile(r"<[a-z]_\d+>|<no_[^<>]+>")
 
 

@@ -187,6 +187,15 @@ def test_scores_are_dot_products_in_single_precision_of_the_vectors_as_they_are(
             model.item_embedding.weight.mul_(2)
 
 
+def test_autocast_does_not_round_scores():
+    model = tower()
+    vectors, states = model.item_vectors(), torch.randn(3, 8)
+    with torch.no_grad():
+        expected = model.scores(states, vectors)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(model.scores(states, vectors), expected)
+
+
 def test_nothing_that_is_kept_is_saved_or_copied():
     model, content = tower(NUM_ITEMS, content_dim=3), torch.randn(NUM_ITEMS, 3)
     names, size = list(model.state_dict()), len(pickle.dumps(model))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,14 +20,16 @@ class OutOfTime(CEMGError):
 def time_limit(seconds: float | None) -> Iterator[None]:
     """Within the block, training loops write a checkpoint and raise `OutOfTime` after so many seconds, and no further stage begins.
 
-    None: no limit. Limits do not nest.
+    None: no limit of its own. Within another limit the one that comes first counts.
     """
     global _deadline
-    _deadline = None if seconds is None else time.monotonic() + seconds
+    outer = _deadline
+    if seconds is not None:
+        _deadline = min(time.monotonic() + seconds, math.inf if outer is None else outer)
     try:
         yield
     finally:
-        _deadline = None
+        _deadline = outer
 
 
 def time_is_up() -> bool:

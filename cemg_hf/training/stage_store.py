@@ -35,9 +35,10 @@ class StageStore:
     root: Path = field(metadata={"help": "Folder of the store; runs beside it share it."})
     keys: Mapping[str, str] = field(metadata={"help": "Stage → name of its folder in the store."})
     trusted: bool = field(default=False, metadata={"help": "Take what is there without asking whether its sources have changed."})
+    patient: bool = field(default=True, metadata={"help": "Wait for a stage that another process makes; else that is an error."})
 
     @classmethod
-    def of(cls, recipe: Recipe, root: Path, *, trusted: bool = False) -> StageStore:
+    def of(cls, recipe: Recipe, root: Path, *, trusted: bool = False, patient: bool = True) -> StageStore:
         """The part of a store that belongs to a recipe."""
         settings, keys = [], {}
         for stage in SHARED_STAGES:
@@ -46,13 +47,14 @@ class StageStore:
                 coded = recipe.streams.image_codes
                 settings.append({"streams": recipe.streams.modalities} | ({} if coded is None else {"image_codes": coded}))
             keys[stage] = f"{stage}-{fingerprint(json.dumps([recipe.seed, *settings], sort_keys=True, default=str))[:16]}"
-        return cls(root, keys, trusted)
+        return cls(root, keys, trusted, patient)
 
     @contextmanager
     def turn(self, stage: str) -> Iterator[None]:
         """Within the block no other process makes this stage for the store; one that does is waited for.
 
         Raises:
+            InUse: another process makes it, and the store is not patient.
             OutOfTime: the time of this call was up first.
         """
         with ExitStack() as held:
@@ -62,6 +64,8 @@ class StageStore:
                     held.enter_context(claim(self.root / self.keys[stage]))
                     break
                 except InUse:
+                    if not self.patient:
+                        raise
                     if time_is_up():
                         raise OutOfTime(f"{self.root}: another process makes {self.keys[stage]}; run the same command again") from None
                     if not waits:

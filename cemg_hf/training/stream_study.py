@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..artefacts import InUse
 from ..evaluation.report import SliceValues
 from ..evaluation.runs import METRICS_NAME
 from ..evaluation.stream_tables import LEFT_OUT, ONE_CODE, WITHOUT
@@ -64,7 +65,7 @@ def measure(recipe: Recipe, variant: Variant, run: Path, command: str) -> dict[s
     for name, take in asked.items():
         try:
             (found[LEFT_OUT] if name.startswith(WITHOUT) else found)[name] = take()
-        except (OutOfTime, NothingToMeasure) as error:
+        except (OutOfTime, InUse, NothingToMeasure) as error:
             logger.info("%s: %s", name, error)
     return found
 

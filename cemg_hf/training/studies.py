@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..artefacts import InUse, result_envelope, write_json, write_text
+from ..artefacts import InUse, claim, result_envelope, write_json, write_text
 from ..errors import CEMGError
 from ..evaluation.protocol import EXCLUDING
 from ..evaluation.report import SliceIntervals, SliceValues, machine_name
@@ -79,6 +80,11 @@ class StudyRun:
     variant: Variant
     folder: Path
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """Recipe and row."""
+        return self.recipe.name, self.variant.label
+
     def finished(self) -> dict[str, Any] | None:
         """The content of `metrics.json`, if this recipe measured it; see `run_folder`."""
         return result_of(self.recipe, self.folder)
@@ -112,7 +118,7 @@ class Study:
         self.done: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
         self.spent: dict[Path, float] = {}
         self.failed: dict[tuple[str, str], str] = {}
-        self.elsewhere: set[tuple[str, str]] = set()
+        self.elsewhere: set[Path] = set()
 
     def prepare(self, until: str) -> None:
         """Make the shared stages of all runs up to and with `until`, for a machine that has neither raw data nor encoders.
@@ -141,15 +147,14 @@ class Study:
         """
         started = time.perf_counter()
         with time_limit(self.config.time_budget_s):
-            tried = [(one, self._completed(one)) for one in self._runs()]
-            # What another process was at may be finished by now.
-            completed = [(one, one.finished() if found is None else found) for one, found in tried]
-            # All times are taken at the end, next to each other: nothing of this study trains any more.
-            for one, found in completed:
-                measured = None if found is None else self._unless_stopped(one, partial(self._measured, one))
-                if found is not None and measured is not None:
-                    self.done.setdefault((one.recipe.name, one.variant.label), {})[one.recipe.seed] = found | measured
-                    self.spent |= self._seconds(one, found)
+            completed = self._completed_runs()
+            with self._quiet():
+                # All times are taken at the end, next to each other.
+                for one, found in completed:
+                    measured = None if found is None else self._unless_stopped(one, partial(self._measured, one))
+                    if found is not None and measured is not None:
+                        self.done.setdefault(one.key, {})[one.recipe.seed] = found | measured
+                        self.spent |= self._seconds(one, found)
             if self.failed and not self.done:
                 raise CEMGError(next(iter(self.failed.values())))
             envelope = self._envelope(time.perf_counter() - started)
@@ -205,17 +210,42 @@ class Study:
         found = json.loads(report.read_text(encoding="utf-8"))["modalities"]
         return [name for name in wanted if name in coded or found.get(name, {}).get("used")]
 
-    def _store(self, one: StudyRun) -> StageStore:
+    def _store(self, one: StudyRun, patient: bool = True) -> StageStore:
         root = Path(self.config.output) / one.recipe.name / STORE
-        return StageStore.of(one.recipe, root, trusted=self.config.prepared)
+        return StageStore.of(one.recipe, root, trusted=self.config.prepared, patient=patient)
 
-    def _completed(self, one: StudyRun) -> dict[str, Any] | None:
-        """The results of a run, which is finished first where there is time for it."""
-        return one.finished() if time_is_up() else self._unless_stopped(one, lambda: one.finished() or self._complete(one))
+    def _completed_runs(self) -> list[tuple[StudyRun, dict[str, Any] | None]]:
+        """All runs with their results, None where there is none yet. What another process is at is left to it as far as that goes."""
+        first = [(one, self._completed(one, patient=False)) for one in self._runs()]
+        busy, self.elsewhere = self.elsewhere, set()
+        again = [(one, self._completed(one) if found is None and one.folder in busy else found) for one, found in first]
+        done = [(one, one.finished() if found is None else found) for one, found in again]
+        self.elsewhere -= {one.folder for one, found in done if found is not None}
+        return done
 
-    def _complete(self, one: StudyRun) -> dict[str, Any]:
+    def _completed(self, one: StudyRun, patient: bool = True) -> dict[str, Any] | None:
+        """The results of a run, which is finished first where there is time for it.
+
+        Args: patient: whether shared stages that another process makes are waited for; otherwise the run is left to later.
+        """
+        return one.finished() if time_is_up() else self._unless_stopped(one, lambda: one.finished() or self._complete(one, patient))
+
+    def _complete(self, one: StudyRun, patient: bool) -> dict[str, Any]:
         logger.info("study %s: %s, %s, seed %d", self.config.question, one.recipe.name, one.variant.label, one.recipe.seed)
-        return one.complete(self._store(one), self.command)
+        return one.complete(self._store(one, patient), self.command)
+
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """Times are taken by one process, while no other is at a run of this study; else only those are read that were taken before."""
+        with ExitStack() as held:
+            if self.elsewhere:
+                held.enter_context(time_limit(0))
+            else:
+                try:
+                    held.enter_context(claim(Path(self.config.output) / self.config.question))
+                except InUse:
+                    held.enter_context(time_limit(0))
+            yield
 
     def _measured(self, one: StudyRun) -> dict[str, Any]:
         """What a question asks of a trained system beside its accuracy."""
@@ -233,13 +263,13 @@ class Study:
 
     def _unless_stopped(self, one: StudyRun, work: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
         """What `work` gives; None, with a note of the reason, where time ran out, another process is at it, or it cannot be done."""
-        key = one.recipe.name, one.variant.label
+        key = one.key
         try:
             return work()
         except OutOfTime as error:
             logger.info("study %s: %s", self.config.question, error)
         except InUse as error:
-            self.elsewhere.add(key)
+            self.elsewhere.add(one.folder)
             logger.info("study %s: %s", self.config.question, error)
         except CEMGError as error:
             logger.warning("study %s: %s, %s, seed %d cannot be run: %s", self.config.question, *key, one.recipe.seed, error)
@@ -251,7 +281,7 @@ class Study:
         folders = {stage: one.folder / name for stage, name in FOLDERS.items()}
         try:
             return dict(measure_latency(one.recipe, folders, one.folder / "latency"))
-        except (OutOfTime, NothingToMeasure):
+        except (OutOfTime, InUse, NothingToMeasure):
             return {f"batch_{size}_ms": None for size in LatencyConfig().batch_sizes}
 
     # ---- results --------------------------------------------------------------------------------------------------------------
@@ -280,7 +310,8 @@ class Study:
                 missing = [seed for seed in wanted if seed not in done]
                 if missing:
                     rows.setdefault(name, about | {"seeds": []})
-                    otherwise = "another process is at it" if key in self.elsewhere else "out of time"
+                    folders = {self._run(source, variant, seed - base.seed).folder for seed in missing}
+                    otherwise = "another process is at it" if folders & self.elsewhere else "out of time"
                     not_run[name] = {"seeds": missing, "reason": self.failed.get(key, otherwise)}
         mean, std = over_seeds(values)
         several = {row: std[row] for row in std if len(values[row]) > 1}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cemg_hf.artefacts import Manifest, write_folder
+from cemg_hf.artefacts import InUse, Manifest, write_folder
 from cemg_hf.recipes import load_recipe
 from cemg_hf.training import stage_store
 from cemg_hf.training.deadline import OutOfTime
@@ -73,6 +73,13 @@ def test_a_stage_that_another_process_makes_is_waited_for(
         store.take("encode", tmp_path / "run")
     assert naps == 2
     assert content(tmp_path / "run") == "1"
+
+
+def test_an_impatient_run_does_not_wait(tmp_path: Path, another_process: Callable[[Path], subprocess.Popen[str]]) -> None:
+    store = StageStore.of(load_recipe("sample"), tmp_path / "shared", patient=False)
+    another_process(tmp_path / "shared" / store.keys["encode"])
+    with store.turn("prepare"), pytest.raises(InUse), store.turn("encode"):
+        pass
 
 
 def test_nobody_waits_longer_than_the_call_may_take(

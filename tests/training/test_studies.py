@@ -22,6 +22,7 @@ from cemg_hf.recipes import load_recipe
 from cemg_hf.training import latency, loop, studies, study_variants
 from cemg_hf.training import sequential as sequential_module
 from cemg_hf.training.pipeline import STAGES
+from cemg_hf.training.stage_store import StageStore
 from cemg_hf.training.studies import Study, StudyConfig, StudyRun, run_study
 from cemg_hf.training.study_variants import ablated, swept, t5_sizes
 
@@ -260,6 +261,39 @@ def test_processes_share_the_work(ask: Ask, tmp_path: Path, another_process: Cal
     other.kill()
     other.wait()
     assert set(ask("rq1", ("item_knn", "popularity"), tmp_path)["metrics"]) == {"popularity", "item_knn"}
+
+
+def test_what_another_process_prepares_comes_last(ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = []
+    complete = StudyRun.complete
+
+    def busy_at_first(self: StudyRun, store: StageStore, *args: Any) -> dict[str, Any]:
+        order.append((self.recipe.system, store.patient))
+        if self.recipe.system == "item_knn" and not store.patient:
+            raise InUse("its data set is being made")
+        return complete(self, store, *args)
+
+    monkeypatch.setattr(StudyRun, "complete", busy_at_first)
+    assert set(ask("rq1", ("item_knn", "popularity"), tmp_path)["metrics"]) == {"item_knn", "popularity"}
+    assert order == [("item_knn", False), ("popularity", False), ("item_knn", True)]
+
+
+@pytest.mark.parametrize("busy", ["item_knn/seed-1/evaluation", "popularity/seed-1/latency", "../rq3"])
+def test_rows_stay_where_another_process_takes_the_times(
+    ask: Ask, tmp_path: Path, busy: str, another_process: Callable[[Path], subprocess.Popen[str]]
+) -> None:
+    """And nothing is timed while another process trains or takes times."""
+    (tmp_path / "shop" / "popularity" / "seed-1").mkdir(parents=True)
+    other = another_process((tmp_path / "shop" / busy).resolve())
+    answer = ask("rq3", ("popularity", "item_knn"), tmp_path)
+    assert answer["metrics"]["popularity"]["latency"]["batch_1_ms"] is None
+    assert ("item_knn" in answer["not_run"]) == busy.startswith("item_knn")
+    other.kill()
+    other.wait()
+    answer = ask("rq3", ("popularity", "item_knn"), tmp_path)
+    assert all(row["latency"]["batch_1_ms"] > 0 for row in answer["metrics"].values())
+    another_process(tmp_path / "shop" / "popularity" / "seed-1" / "latency")
+    assert ask("rq3", ("popularity", "item_knn"), tmp_path)["metrics"] == answer["metrics"], "what was taken is read"
 
 
 def test_what_another_process_finished_meanwhile_is_in_the_answer(ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

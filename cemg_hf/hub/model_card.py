@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_res
 from ..artefacts import portable
 from ..data.card import license_fields
 from ..errors import CEMGError
+from ..evaluation.drawing import metric_label, slice_title
 from .dataset_card import TASKS
 from .metadata import check_eval_results, check_model_card
 from .provenance import provenance
@@ -54,7 +55,7 @@ Histories are item ids, oldest first. `model.tokenizer.item_ids` is the catalogu
 
 {table}
 
-{tested}Measured by `{command}` on {machine}, seed{plural} {seeds}, commit {commit}.
+{published}{tested}{measured}, seed{plural} {seeds}, commit {commit}.
 
 ## Training
 
@@ -94,6 +95,9 @@ class CardModel:
     items: int | None = field(default=None, metadata={"help": "Size of the catalogue; None: not known here."})
     training: str = field(default="", metadata={"help": "Sentences on how this one was trained."})
     notice: str = field(default="", metadata={"help": "Paragraph below the description."})
+    published: Mapping[str, Any] | None = field(
+        default=None, metadata={"help": "Envelope of `cemg evaluate` on the published folder itself, whose weights are rounded."}
+    )
     dataset_repo: str | None = field(default=None, metadata={"help": "Hub id of the data set it was trained on, where it is published."})
 
     @property
@@ -114,12 +118,11 @@ def model_card(model: CardModel, result: Mapping[str, Any], comparison: Mapping[
         comparison: envelope of other systems on the same test cases (`cemg compare`), shown beside it with its paired tests.
 
     Raises:
-        CEMGError: results without the recipe's system, a comparison on other test cases, or metadata the Hub would refuse.
+        CEMGError: results without the recipe's system, a comparison or an evaluation of the published folder on other test cases, or
+            metadata the Hub would refuse.
     """
     recipe, system, known = model.recipe, model.recipe["system"], provenance(model.data)
-    if system not in result["metrics"]:
-        raise CEMGError(f"results: {system!r} is not among their systems ({', '.join(result['metrics'])}); give those of this recipe")
-    own = result["metrics"][system]
+    own = _own(result, system)
     metrics, std, intervals = _beside(result, comparison, own["test"]["n"])
     commit, dirty, _ = result["commit"].partition("-dirty")
     cold = own["test_cold_excluding_history"]
@@ -134,11 +137,11 @@ def model_card(model: CardModel, result: Mapping[str, Any], comparison: Mapping[
         history="[" + ", ".join(f'"{item}"' for item in model.examples) + "]",
         protocol="Split by time" if time_split else "Leave-one-out (a user's last item)",
         cases=f", {own['test']['n']:,} users",
-        spread=_spread(std, intervals),
+        spread=_spread(metrics, std, intervals),
         table=_table(system, metrics, std, intervals),
+        published=_published(model.published, system, own["test"]["n"]),
         tested=_tested(system, comparison or result),
-        command=portable(result["command"]),
-        machine=_machine(result["machine"]),
+        measured=_measured(result, system),
         plural="s" if len(result["seeds"]) > 1 else "",
         seeds=", ".join(map(str, result["seeds"])),
         commit=commit[:10] + ("-dirty" if dirty else ""),
@@ -154,6 +157,13 @@ def model_card(model: CardModel, result: Mapping[str, Any], comparison: Mapping[
     card = f"---\n{_front_matter(model, own).to_yaml()}\n---\n\n{body}"
     check_model_card(card)
     return card
+
+
+def _own(result: Mapping[str, Any], system: str) -> Mapping[str, Any]:
+    """slice → metric → value of the model's own system."""
+    if system not in result["metrics"]:
+        raise CEMGError(f"results: {system!r} is not among their systems ({', '.join(result['metrics'])}); give those of this recipe")
+    return result["metrics"][system]
 
 
 def eval_results(model: CardModel, result: Mapping[str, Any]) -> str:
@@ -257,32 +267,61 @@ def _table(system: str, metrics: Mapping[str, Any], std: Mapping[str, Any], inte
     return "\n".join(lines)
 
 
-def _spread(std: Mapping[str, Any], intervals: Mapping[str, Any]) -> str:
-    """What stands beside the figures."""
-    if std:
-        return "mean ± standard deviation over seeds"
-    return "95 % intervals by bootstrap over users" if intervals else "one run, without intervals"
+def _spread(metrics: Mapping[str, Any], std: Mapping[str, Any], intervals: Mapping[str, Any]) -> str:
+    """What stands beside the figures; rows may differ in it, as those of one seed and of several do."""
+    several = {system for system in metrics if std.get(system)}
+    said = []
+    if any(intervals.get(system) for system in metrics):
+        said.append("in parentheses 95 % intervals by bootstrap over users")
+    if several:
+        said.append("means ± standard deviations over seeds" + ("" if several == set(metrics) else " where there are several"))
+    return ", ".join(said) or "one run, without intervals"
+
+
+def _published(measured: Mapping[str, Any] | None, system: str, cases: int) -> str:
+    """What the folder itself reaches, where that was measured: its weights are rounded, those of the run are not."""
+    if measured is None:
+        return ""
+    own = _own(measured, system)
+    if own["test"]["n"] != cases:
+        raise CEMGError(f"published: measured on {own['test']['n']:,} test cases, the model on {cases:,}; evaluate on the same data set")
+    figures = "; ".join(f"{words}, HR@10 {own[part]['hr@10']:.4f} and NDCG@10 {own[part]['ndcg@10']:.4f}" for part, words in SLICES.items())
+    return (
+        f"The row `{system}` is the run, before its weights were rounded for this folder. The folder itself, measured by `cemg evaluate` "
+        f"on the same users: {figures}.\n\n"
+    )
 
 
 def _tested(system: str, comparison: Mapping[str, Any]) -> str:
     """What the paired tests say of the system against every other one; empty without tests."""
-    ahead: list[str] = []
-    behind: list[str] = []
-    level: list[str] = []
+    found: dict[str, dict[str, list[str]]] = {}
     for pair in comparison.get("pairs", []):
         if system not in (pair["a"], pair["b"]):
             continue
         other, difference = (pair["b"], pair["difference"]) if pair["a"] == system else (pair["a"], -pair["difference"])
-        (level if pair["p_holm"] >= SIGNIFICANT else ahead if difference > 0 else behind).append(other)
-    said = [
-        f"{words} {', '.join(f'`{other}`' for other in others)}"
-        for words, others in (("ahead of", ahead), ("behind", behind), ("not told apart from", level))
-        if others
-    ]
-    if not said:
+        answer = "not told apart from" if pair["p_holm"] >= SIGNIFICANT else "ahead of" if difference > 0 else "behind"
+        # Comparisons of one slice used to name it once.
+        part = pair["slice"] if "slice" in pair else comparison["slice"]
+        found.setdefault(part, {"ahead of": [], "behind": [], "not told apart from": []})[answer].append(f"`{other}`")
+    if not found:
         return ""
-    metric, part = METRICS[comparison["metric"]], SLICES[comparison["slice"]]
-    return f"Paired bootstrap over users, {metric}, {part}, p < {SIGNIFICANT} after Holm's correction: `{system}` is {'; '.join(said)}.\n\n"
+    said = [
+        f"- {SLICES.get(part, slice_title(part).lower())}: `{system}` is "
+        + "; ".join(f"{answer} {', '.join(others)}" for answer, others in answers.items() if others)
+        for part, answers in found.items()
+    ]
+    metric = metric_label(comparison["metric"])
+    each = ", on each of the rankings" if len(said) > 1 else ""
+    return f"Paired bootstrap over users, {metric}, p < {SIGNIFICANT} after Holm's correction{each}:\n\n" + "\n".join(said) + "\n\n"
+
+
+def _measured(result: Mapping[str, Any], system: str) -> str:
+    """By which command, and where; of a comparison where the lists were made, not where they were laid side by side."""
+    command = portable(result["command"])
+    if "systems" in result:
+        machine = result["systems"].get(system, {}).get("machine")
+        return f"Compared by `{command}`" + (f", the lists of `{system}` made on {_machine(machine)}" if machine is not None else "")
+    return f"Measured by `{command}` on {_machine(result.get('machine_by_stage', {}).get('evaluate', result['machine']))}"
 
 
 def _machine(machine: Mapping[str, Any]) -> str:
@@ -290,11 +329,20 @@ def _machine(machine: Mapping[str, Any]) -> str:
 
 
 def _cost(result: Mapping[str, Any], system: str) -> str:
-    """Seconds by stage on which machine; of a file of several systems those of this one, where they are recorded."""
-    stages = result.get("seconds_by_stage") or result.get("systems", {}).get(system, {}).get("seconds_by_stage")
+    """Seconds by stage, each on its machine; of a file of several systems those of this one, where they are recorded."""
+    own = result if result.get("seconds_by_stage") else result.get("systems", {}).get(system, {})
+    stages = own.get("seconds_by_stage")
     if stages:
-        parts = ", ".join(f"{stage} {seconds:,.0f} s" for stage, seconds in stages.items())
-        return f"Cost: {parts}; {sum(stages.values()):,.0f} s in all on {_machine(result['machine'])}."
+        known = own.get("machine_by_stage") or ({} if own is not result else dict.fromkeys(stages, result["machine"]))
+        spent: dict[str, list[str]] = {}
+        for stage, seconds in stages.items():
+            where = f" on {_machine(known[stage])}" if stage in known else " on a machine that is not recorded"
+            spent.setdefault(where, []).append(f"{stage} {seconds:,.0f} s")
+        total = f"{sum(stages.values()):,.0f} s in all"
+        if len(spent) == 1:
+            ((where, parts),) = spent.items()
+            return f"Cost: {', '.join(parts)}; {total}{where}."
+        return f"Cost: {'; '.join(', '.join(parts) + where for where, parts in spent.items())}; {total}."
     return f"Cost: {result['seconds']:,.0f} s for all that the command above does, on {_machine(result['machine'])}."
 
 

@@ -17,7 +17,7 @@ import yaml
 from ..artefacts import MANIFEST_NAME, result_envelope, write_json, write_text
 from ..data.prepare import prepare
 from ..errors import CEMGError
-from ..evaluation.runs import METRICS_NAME
+from ..evaluation.runs import METRICS_NAME, machines_by_stage
 from ..evaluation.seeds import over_seeds
 from .deadline import OutOfTime, time_is_up
 from .encode import encode
@@ -109,6 +109,7 @@ def run(
         seeds=[recipe.seed],
         seconds=sum(seconds.values()),
         seconds_by_stage=seconds,
+        machine_by_stage=machines_by_stage(run_folder, stages),
         **about,
     )
     write_json(run_folder / METRICS_NAME, envelope)

@@ -121,7 +121,7 @@ def paired_tests(
         folders: label → seed → run folder.
         slice_name, metric: what is tested.
 
-    Returns: entries of `ComparedPair`, with the table, the metric and the slice.
+    Returns: entries of `ComparedPair`, with the table and the metric.
     """
     by_name = {(about["label"], about["part"]): row for row, about in rows.items() if about["seeds"]}
     read: dict[Path, MeasuredRun | None] = {}
@@ -149,5 +149,5 @@ def paired_tests(
                 data_sets.setdefault(cases_of_run(runs[0]), []).append(runs)
             if both:
                 asked.setdefault(table, {})[row, other] = [tuple(zip(*some, strict=True)) for some in data_sets.values()]
-    where = {"metric": metric, "slice": slice_name}
-    return [{"table": table} | vars(pair) | where for table, pairs in asked.items() for pair in compare_pairs(pairs, metric, slice_name)]
+    found = {table: compare_pairs(pairs, metric, slice_name) for table, pairs in asked.items()}
+    return [{"table": table, "metric": metric} | vars(pair) for table, pairs in found.items() for pair in pairs]

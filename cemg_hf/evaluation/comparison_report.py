@@ -161,6 +161,7 @@ def _draw_pairs(panel: Axes, pairs: Sequence[ComparedPair]) -> None:
         panel.plot([pair.low, pair.high], [place, place], color=colour, linewidth=1.6)
         panel.plot(pair.difference, place, "o", color=colour, markersize=5)
     panel.axvline(0, color="black", linewidth=0.8)
+    panel.locator_params(axis="x", nbins=6)
     panel.set_yticks(range(len(pairs)), [f"{pair.a} − {pair.b}" for pair in pairs], fontsize=8)
     panel.set_ylim(len(pairs) - 0.5, -0.5)
     panel.set_title("Paired differences, 95 % intervals\n(coloured: p < 0.05 after Holm's correction)", fontsize=10)

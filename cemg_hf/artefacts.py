@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import wraps
 from importlib.metadata import PackageNotFoundError, distribution, version
@@ -29,15 +29,16 @@ from typing import Any, ParamSpec, TypeVar
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
-from filelock import FileLock, Timeout
-
 from .errors import CEMGError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_KEYS = ("stage", "settings", "inputs", "seed")
 _PARTS_OF_RUNS = ("dataset", "features", "tokenizer", "model", "evaluation", "evaluation-codes-only")
-LOCKS = ".locks"
-"""Folder, beside those that stages write, of the files by which processes know of each other; they are empty and stay."""
 REPORTED_PACKAGES = ("cemg-hf", "torch", "torchvision", "transformers", "accelerate", "datasets", "torch-geometric", "peft", "numpy")
 
 
@@ -136,30 +137,62 @@ class InUse(CEMGError):
 
 @contextmanager
 def claim(folder: str | Path) -> Iterator[None]:
-    """Keep other processes from writing `folder` within the block; it ends with the process too, however that ends.
+    """Keep other processes from writing `folder` within the block; a claim ends with its process too, however that ends.
 
     Claims of the same process nest. Of the processes that train together (`RANK`, set by torchrun and accelerate) the first one claims.
-    Where nothing can be written, and on file systems without locks, nothing is claimed.
+    Nothing is claimed where nothing can be written, and where files cannot be locked (some network file systems, Windows).
 
     Raises:
         InUse: another process writes it.
     """
     final = Path(folder).resolve()
-    path = final.parent / LOCKS / f"{final.name}.lock"
-    with ExitStack() as held:
-        if os.environ.get("RANK", "0") == "0":
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                held.enter_context(FileLock(path, is_singleton=True).acquire(timeout=0))
-            except Timeout:
-                message = f"{folder}: another process is writing this folder; wait until it has finished, or write somewhere else"
-                raise InUse(message) from None
-            except (PermissionError, NotImplementedError):
-                pass
-            except OSError as error:
-                if error.errno not in (errno.EROFS, errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
-                    raise
+    path = final.with_name(f".{final.name}.lock")
+    if path in _claimed or fcntl is None or os.environ.get("RANK", "0") != "0":
         yield
+        return
+    try:
+        descriptor = _lock(path)
+    except BlockingIOError:
+        raise InUse(f"{folder}: another process is writing this folder; wait until it has finished, or write somewhere else") from None
+    except OSError as error:
+        if error.errno not in _UNCLAIMABLE:
+            raise
+        yield
+        return
+    _claimed.add(path)
+    try:
+        yield
+    finally:
+        _claimed.discard(path)
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+_claimed: set[Path] = set()
+_UNCLAIMABLE = frozenset(
+    getattr(errno, name, None) for name in ("EACCES", "EPERM", "EROFS", "ENOSYS", "ENOTSUP", "ENOLCK", "ENOSPC", "EDQUOT")
+)
+"""Errors of a place that cannot be claimed; a full disk is the stage's to report, if it has anything to write."""
+
+
+def _lock(path: Path) -> int:
+    """A descriptor that holds the lock file; BlockingIOError where another process holds it.
+
+    The file goes when its holder is done, so a lock counts only if it is on the file that others will open too.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
+        except FileNotFoundError:  # gone between the two questions
+            pass
+        except OSError:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
 
 
 _P = ParamSpec("_P")
@@ -227,7 +260,7 @@ def write_text(path: str | Path, content: str) -> None:
     """Write a text file atomically (a reader sees the old file or the new one)."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.partial")
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.partial")  # processes that share a study write the same answer
     scratch.write_text(content, encoding="utf-8")
     scratch.replace(path)
 

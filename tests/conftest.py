@@ -30,10 +30,16 @@ def shared_data() -> Path:
 def another_process() -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
     """Starts a process that writes a folder, as far as others can tell, until it is killed or the test ends."""
     started = []
-    program = "import sys, filelock\nwith filelock.FileLock(sys.argv[1]):\n    print('held', flush=True)\n    sys.stdin.read()"
+    program = """
+import fcntl, sys
+with open(sys.argv[1], "w") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 
     def start(folder: Path) -> subprocess.Popen[str]:
-        lock = folder.parent / ".locks" / f"{folder.name}.lock"
+        lock = folder.with_name(f".{folder.name}.lock")
         lock.parent.mkdir(parents=True, exist_ok=True)
         process = subprocess.Popen([sys.executable, "-c", program, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         started.append(process)

@@ -4,6 +4,7 @@ import errno
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,6 @@ from hypothesis import strategies as st
 
 from cemg_hf import artefacts
 from cemg_hf.artefacts import (
-    LOCKS,
     MANIFEST_NAME,
     DiskFull,
     InUse,
@@ -92,7 +92,7 @@ def test_one_process_at_a_time_writes_a_folder(tmp_path: Path, another_process: 
     other.wait()
     assert stage(tmp_path / "output") == "output", "what a killed process held is free"
     assert stage(tmp_path / "output") == "output"
-    assert [path.name for path in tmp_path.iterdir()] == [LOCKS]
+    assert not list(tmp_path.iterdir()), "nothing is left of a claim"
 
 
 def test_processes_that_train_together_do_not_keep_each_other_out(
@@ -107,15 +107,42 @@ def test_processes_that_train_together_do_not_keep_each_other_out(
         pass
 
 
-@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "no"), OSError(errno.EROFS, "no"), NotImplementedError("no flock")])
-def test_what_cannot_be_claimed_can_be_read(tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(*_: object, **__: object) -> None:
-        raise error
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOLCK, errno.ENOSPC])
+def test_what_cannot_be_claimed_can_be_read(tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(number, "no")
 
-    monkeypatch.setattr(artefacts.FileLock, "acquire", refused)
+    monkeypatch.setattr(artefacts.fcntl, "flock", refused)
     with claim(tmp_path / "output"):
         entered = True
     assert entered
+
+
+def test_a_lock_on_a_file_that_its_holder_removed_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, locked = tmp_path / ".output.lock", 0
+    flock = artefacts.fcntl.flock
+
+    def slow(descriptor: int, operation: int) -> None:
+        nonlocal locked
+        locked += 1
+        flock(descriptor, operation)
+        if locked < 3:  # the one before finishes between opening and locking, once without and once with a successor
+            lock.unlink()
+            if locked == 2:
+                lock.touch()
+
+    monkeypatch.setattr(artefacts.fcntl, "flock", slow)
+    with claim(tmp_path / "output"):
+        assert locked == 3
+    assert not lock.exists()
+
+
+def test_processes_may_write_the_same_text(tmp_path: Path) -> None:
+    program = "import sys\nfrom cemg_hf.artefacts import write_json\nfor _ in range(300): write_json(sys.argv[1], {'a': 1})"
+    writers = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "answer.json")]) for _ in range(2)]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    assert json.loads((tmp_path / "answer.json").read_text()) == {"a": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["answer.json"]
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from ..data.splits import EvaluationCases
 from ..errors import CEMGError
 from ..evaluation.metrics import ranking_metrics
 from ..evaluation.report import plot_training_curve
+from ..features.store import CONTENT_MODALITIES
 from ..models.cemg import CEMGForConditionalGeneration, CEMGTokenizer
 from ..models.mscgrec import MSCGRecForConditionalGeneration, MSCGRecTokenizer
 from ..models.sasrec import SASRecForNextItem
@@ -388,6 +389,10 @@ def add_tower(
             f"finetune.dense.settings.max_history: {settings['max_history']} is less than the generator's {model.config.max_history}; "
             "leave it out"
         )
+    known = None if model.tokenizer is None or model.tokenizer.rqvae is None else model.tokenizer.rqvae.config.modality_dims
+    if config.content and known is not None and not set(known) & set(CONTENT_MODALITIES):
+        logger.warning("finetune.dense.content: no item has a text or a picture; the tower knows items by their ids alone")
+        config = replace(config, content=False)
     # All processes together: the training loop talks between them, so none may wait outside of it.
     train_sequential(replace(config, settings=settings), dataset, folder, seed, tokenizer)
     network = SASRecForNextItem.from_pretrained(folder)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..artefacts import Manifest, fingerprint_path, is_current, machine, one_writer, write_folder, write_json
+from ..artefacts import Manifest, claim, fingerprint_path, is_current, machine, write_folder, write_json
 from .deadline import OutOfTime, time_is_up
 
 if TYPE_CHECKING:
@@ -31,17 +31,17 @@ def measurement_manifest(stage: str, recipe: Recipe, folders: Mapping[str, Path]
     return Manifest(stage, {**settings, **where, "system": recipe.system}, inputs, recipe.seed)
 
 
-@one_writer
 def measured_once(output: Path, manifest: Manifest, measure: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
     """What `measure` found, from `output/<stage>.json` where that is current.
 
     Raises:
         OutOfTime: it was not measured yet, and the time of this call is used up.
+        InUse: another process is measuring it.
     """
     name = f"{manifest.stage}.json"
     if not is_current(output, manifest):
         if time_is_up():
             raise OutOfTime(f"{output}: the time of this call is used up; run the same command again to measure it")
-        with write_folder(output, manifest) as scratch:
+        with claim(output), write_folder(output, manifest) as scratch:
             write_json(scratch / name, measure())
     return json.loads((output / name).read_text(encoding="utf-8"))

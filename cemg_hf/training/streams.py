@@ -70,6 +70,10 @@ class StreamsConfig:
             raise CEMGError(f"streams.modalities = {self.modalities}: name one or more of {', '.join(MODALITIES)}, each once")
         if self.decoded not in self.modalities:
             raise CEMGError(f"streams.decoded: {self.decoded!r} has no stream; choose one of {', '.join(self.modalities)}")
+        if self.image_codes is not None and IMAGE not in self.modalities:
+            raise CEMGError(
+                f"streams.image_codes: {self.image_codes} are codes of pictures, which have no stream; add image to streams.modalities"
+            )
         if not 0 <= self.dropout < 1:
             raise CEMGError(f"streams.dropout: must lie in [0, 1), got {self.dropout}")
 
@@ -96,7 +100,7 @@ def tokenize_streams(streams: StreamsConfig, config: TokenizerTrainingConfig, fe
     settings = asdict(config) | {"streams": streams.modalities}
     inputs = {"features": fingerprint_path(features)}
     coded: PictureCodes | None = None
-    if streams.image_codes is not None and IMAGE in streams.modalities:
+    if streams.image_codes is not None:
         folder = expand_path(streams.image_codes, "streams.image_codes")
         coded = PictureCodes.load(folder)
         inputs["image_codes"] = fingerprint_path(folder)

@@ -26,6 +26,7 @@ QUICK = [
     "encode.modalities=[text, collaborative]",
     "encode.text={encoder: tfidf, components: 8}",
     "encode.collaborative.epochs=3",
+    "encode.sequential=null",
     "tokenize.dimension=16",
     "tokenize.codebook_size=8",
     "tokenize.latent_dim=8",
@@ -34,6 +35,8 @@ QUICK = [
     "tokenize.epochs=3",
     "finetune.generator={d_model: 16, d_kv: 8, d_ff: 32, num_heads: 2, num_layers: 1, num_decoder_layers: 1, max_history: 6}",
     "finetune.loop={epochs: 1, batch_size: 16, learning_rate: 0.01, eval_every: 1}",
+    "finetune.dense=null",
+    "finetune.objective={}",
 ]
 CONFIG = ColdStartConfig(share=0.2, ks=[5, 12], boosts=[0.0, 2.0, 50.0], dense=[0.0, 4.0], num_beams=12, half_lives=[1.0, 5.0])
 

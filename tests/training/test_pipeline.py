@@ -21,7 +21,7 @@ from cemg_hf.training.pipeline import STAGES, run, without_modality
 USERS, ITEMS = 60, 40
 QUICK = [
     "encode.dimension=16",
-    "encode.collaborative.epochs=5",
+    "encode.sequential.loop={epochs: 1, batch_size: 16}",
     "tokenize.dimension=16",
     "tokenize.codebook_size=8",
     "tokenize.latent_dim=8",
@@ -30,6 +30,7 @@ QUICK = [
     "tokenize.epochs=3",
     "finetune.generator={d_model: 16, d_kv: 8, d_ff: 32, num_heads: 2, num_layers: 1, num_decoder_layers: 1, max_history: 6}",
     "finetune.loop={epochs: 2, batch_size: 16, learning_rate: 0.01, eval_every: 1}",
+    "finetune.dense.loop={epochs: 1, batch_size: 16}",
     "evaluate.num_beams=20",
 ]
 
@@ -76,7 +77,7 @@ def test_a_run_leaves_the_envelope_and_a_loadable_model(finished: tuple[Path, di
     stored = json.loads((folder / "metrics.json").read_text())
     assert stored["metrics"] == result["metrics"]
     assert {"command", "commit", "seeds", "versions", "machine", "seconds"} <= set(stored)
-    assert set(stored["metrics"]) == {"cemg", "popularity"}
+    assert set(stored["metrics"]) == {"cemg", "cemg, codes only", "popularity"}
     for system in stored["metrics"].values():
         assert {"test", "test_excluding_history", "test_cold"} <= set(system)
         assert system["test"]["n"] == USERS
@@ -121,7 +122,7 @@ def test_a_killed_finetune_continues_to_the_same_model(
     def fail_once(self: Any, model: Any) -> dict[str, float]:
         nonlocal calls
         calls += 1
-        if calls == 2:
+        if calls == 3:  # the tower's epoch, the generator's first, its second
             raise MemoryError("killed")
         return validate(self, model)
 
@@ -131,8 +132,20 @@ def test_a_killed_finetune_continues_to_the_same_model(
         finetune(*arguments)
     assert not (tmp_path / "model").exists()
     finetune(*arguments)
-    assert calls == 3
+    assert calls == 4
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == (folder / "model" / "model.safetensors").read_bytes()
+
+
+def test_interactions_alone_and_a_catalogue_smaller_than_a_codebook_will_do(
+    recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    quick = [change for change in QUICK if "codebook_size" not in change]
+    alone = load_recipe("own-data", [*quick, "prepare.min_interactions=2"], {"prepare.interactions": recipe.prepare.interactions})
+    assert alone.tokenize.codebook_size > ITEMS
+    result = run(alone, tmp_path)
+    assert set(result["metrics"]) == {"cemg", "cemg, codes only", "popularity"}
+    assert "the tower knows items by their ids alone" in caplog.text
+    assert f"codebook_size {alone.tokenize.codebook_size} is large for {ITEMS} items" in caplog.text
 
 
 def test_a_tokenizer_of_another_catalogue_is_refused(recipe: Recipe, finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

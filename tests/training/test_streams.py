@@ -193,6 +193,10 @@ def test_streams_of_different_length_are_refused(shop: Path, tmp_path: Path) -> 
         ({"modalities": ["text"]}, "'collaborative' has no stream; choose one of text"),
         ({"decoded": "sound"}, "'sound' has no stream"),
         ({"dropout": 1.0}, "must lie in"),
+        (
+            {"modalities": ["collaborative"], "image_codes": "runs/rq-dino"},
+            "codes of pictures, which have no stream; add image",
+        ),
     ],
 )
 def test_settings_that_cannot_work(wrong: dict[str, object], message: str) -> None:

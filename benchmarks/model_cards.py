@@ -1,7 +1,8 @@
 """Make the cards in model_cards/ from the results in benchmarks/results.
 
 A data set whose results are there gets `model_cards/cemg-NAME/README.md`; one whose run folder is given gets the whole folder that is
-published, as `cemg export` writes it, the results beside its own figures. A folder with a model in it is left alone without its run.
+published, as `cemg export` writes it, the results beside its own figures and, from `published-NAME.json`, what that folder itself reaches.
+A folder with a model in it is left alone without its run.
 
     python benchmarks/model_cards.py                                   every card that can be made of results alone
     python benchmarks/model_cards.py --run beauty=runs/beauty          the model folder of Beauty
@@ -63,8 +64,9 @@ def main() -> int:
     for name in EXAMPLES:
         folder = arguments.cards / f"cemg-{name}"
         if name in runs and not arguments.check:
-            comparison = arguments.results / f"{name}.json"
-            export_model(runs[name], folder, name=f"model_cards/cemg-{name}", comparison=comparison if comparison.is_file() else None)
+            found = {"comparison": arguments.results / f"{name}.json", "published": arguments.results / f"published-{name}.json"}
+            given = {part: path for part, path in found.items() if path.is_file()}
+            export_model(runs[name], folder, name=f"model_cards/cemg-{name}", **given)
             print(f"{folder}: the model of {runs[name]}")
         elif (folder / "config.json").is_file():
             print(f"{folder}: holds a model; give its run to write it again")

@@ -326,7 +326,9 @@ def compare(
     places: Annotated[list[str], typer.Argument(help="Run folders or files of results; NAME=PLACE gives a run a name of its own.")],
     output: Output = Path("comparison"),
     metric: Annotated[str, typer.Option(help="What the systems are tested by: hr@K, ndcg@K or mrr@K.")] = "ndcg@10",
-    slice_name: Annotated[str, typer.Option("--slice", help="The cases they are tested on.")] = "test_excluding_history",
+    slice_name: Annotated[
+        str | None, typer.Option("--slice", help="The cases they are tested on (default: test, and test_excluding_history).")
+    ] = None,
 ) -> None:
     """Compare systems on the same test cases: intervals, paired tests, beyond accuracy; write compare.json, compare.md and compare.png."""
     from .evaluation.comparison_report import write_comparison

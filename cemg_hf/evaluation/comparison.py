@@ -20,10 +20,12 @@ from .predictions import Predictions
 from .protocol import EXCLUDING, cold_start_slices
 from .report import SliceIntervals, SliceValues
 from .rescoring import DEFAULT_COLD_THRESHOLD, with_metric
-from .runs import MeasuredRun
+from .runs import MeasuredRun, shared_machine
 from .seeds import sample_std
 
 DEFAULT_METRIC, DEFAULT_SLICE = "ndcg@10", "test_excluding_history"
+DEFAULT_SLICES = ("test", DEFAULT_SLICE)
+"""Both rankings that tables show: which system is ahead may depend on whether the history is excluded."""
 RESAMPLES = 10_000
 """Of the paired tests: a p-value of 1e-4 must be possible, because Holm multiplies the smallest by the number of pairs."""
 
@@ -39,6 +41,10 @@ class ComparedSystem:
     std: SliceValues = field(metadata={"help": "Standard deviations over the seeds; empty for a single one."})
     intervals: SliceIntervals = field(metadata={"help": "95 % bootstrap intervals over users, slice -> metric -> [low, high]."})
     seconds_by_stage: Mapping[str, float] = field(default_factory=dict, metadata={"help": "Wall time of each stage, mean over the seeds."})
+    machine: Mapping[str, Any] | None = field(default=None, metadata={"help": "What all runs were measured on; None: unknown, or several."})
+    machine_by_stage: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=dict, metadata={"help": "What each stage ran on, where it is the same machine in all runs."}
+    )
 
 
 @dataclass(frozen=True)
@@ -51,8 +57,9 @@ class ComparedPair:
     low: float = field(metadata={"help": "Lower end of its 95 % bootstrap interval."})
     high: float = field(metadata={"help": "Upper end."})
     p_value: float = field(metadata={"help": "Two-sided, of the paired bootstrap."})
-    p_holm: float = field(metadata={"help": "The same, corrected for the number of pairs by Holm's method."})
+    p_holm: float = field(metadata={"help": "The same, corrected by Holm's method for the number of pairs that are tested on the slice."})
     n: int = field(metadata={"help": "Number of users."})
+    slice: str = field(metadata={"help": "The cases they are compared on."})
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,9 +67,13 @@ class Comparison:
     """Systems and the differences between those whose predictions are there."""
 
     metric: str = field(metadata={"help": "What the pairs are compared by, such as ndcg@10 or mrr@10."})
-    slice: str = field(metadata={"help": "The cases they are compared on."})
+    slices: tuple[str, ...] = field(metadata={"help": "The cases they are compared on, each a family of tests of its own."})
     systems: list[ComparedSystem] = field(metadata={"help": "One entry per row."})
-    pairs: list[ComparedPair] = field(metadata={"help": "Every two systems with predictions."})
+    pairs: list[ComparedPair] = field(metadata={"help": "Every two systems with predictions, on every slice."})
+
+    def pairs_of(self, slice_name: str) -> list[ComparedPair]:
+        """Those that were tested on one slice."""
+        return [pair for pair in self.pairs if pair.slice == slice_name]
 
     def envelope_parts(self) -> dict[str, Any]:
         """The entries of the one envelope that a comparison fills: metrics, std where there is any, intervals, and its own."""
@@ -73,28 +84,33 @@ class Comparison:
             "seeds": sorted({seed for system in self.systems for seed in system.seeds}),
             "intervals": {system.name: system.intervals for system in self.systems},
             "metric": self.metric,
-            "slice": self.slice,
+            "slices": list(self.slices),
             "pairs": [asdict(pair) for pair in self.pairs],
             "systems": {
                 system.name: {"seeds": system.seeds, "sources": system.sources}
-                | ({"seconds_by_stage": dict(system.seconds_by_stage)} if system.seconds_by_stage else {})
+                | {name: dict(value) for name in ("seconds_by_stage", "machine", "machine_by_stage") if (value := getattr(system, name))}
                 for system in self.systems
             },
         }
 
 
 def compare(
-    runs: Sequence[MeasuredRun], metric: str = DEFAULT_METRIC, slice_name: str = DEFAULT_SLICE, resamples: int = RESAMPLES, seed: int = 0
+    runs: Sequence[MeasuredRun],
+    metric: str = DEFAULT_METRIC,
+    slice_name: str | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> Comparison:
     """Put runs side by side and test every two of them.
 
-    Runs of one system name become one row if their seeds are all different; otherwise each is a row named after its place.
+    Runs of one system name become one row if their seeds are all different; otherwise each is a row named after its place. The p-values
+    are corrected within each slice, whose tests answer one question: who is ahead in this ranking.
 
     Args:
         runs: what `read_runs` read.
         metric: "hr@K", "ndcg@K" or "mrr@K", what the pairs are tested by. A run that was evaluated without it gets it from its
             predictions; a row without predictions is shown with what it has.
-        slice_name: the cases they are tested on.
+        slice_name: the cases they are tested on; None: all test cases, without and with the history excluded (`DEFAULT_SLICES`).
         resamples, seed: of the paired bootstrap.
 
     Raises:
@@ -104,23 +120,19 @@ def compare(
     if not runs:
         raise CEMGError("runs: none given; name at least one run folder or file of results")
     _check_same_protocol(runs)
-    _check_metric(runs, metric, slice_name)
+    slices = DEFAULT_SLICES if slice_name is None else (slice_name,)
+    for part in slices:
+        _check_metric(runs, metric, part)
     runs = [with_metric(run, metric) for run in runs]
     cases = _SharedCases(runs)
     groups = _grouped(runs)
-    systems, values = [], {}
-    for name, members in groups.items():
-        paired = all(run.predictions is not None for run in members)
-        if paired:
-            values[name] = cases.values(members, metric, slice_name)
-        systems.append(_row(name, members, cases if paired and len(members) > 1 else None))
-    tests = {(a, b): paired_bootstrap(values[a], values[b], resamples, seed) for a, b in combinations(values, 2) if len(values[a])}
-    corrected = holm([test.p_value for test in tests.values()])
-    pairs = [
-        ComparedPair(a, b, test.mean, test.low, test.high, test.p_value, p_holm, len(values[a]))
-        for ((a, b), test), p_holm in zip(tests.items(), corrected, strict=True)
-    ]
-    return Comparison(metric, slice_name, systems, pairs)
+    paired = {name: members for name, members in groups.items() if all(run.predictions is not None for run in members)}
+    systems = [_row(name, members, cases if name in paired and len(members) > 1 else None) for name, members in groups.items()]
+    pairs = []
+    for part in slices:
+        values = {name: cases.values(members, metric, part) for name, members in paired.items()}
+        pairs += _tested({(a, b): (values[a], values[b]) for a, b in combinations(values, 2)}, part, resamples, seed)
+    return Comparison(metric, slices, systems, pairs)
 
 
 def compare_pairs(
@@ -144,10 +156,17 @@ def compare_pairs(
     for names, samples in pairs.items():
         found = [_paired_values(a, b, metric, slice_name) for a, b in samples]
         values[names] = np.concatenate([a for a, _ in found]), np.concatenate([b for _, b in found])
+    return _tested(values, slice_name, resamples, seed)
+
+
+def _tested(
+    values: Mapping[tuple[str, str], tuple[np.ndarray, np.ndarray]], slice_name: str, resamples: int, seed: int
+) -> list[ComparedPair]:
+    """One family of tests: names of two systems → their (cases,) values, of which there may be none on a slice without cases."""
     tests = {names: paired_bootstrap(a, b, resamples, seed) for names, (a, b) in values.items() if len(a)}
     corrected = holm([test.p_value for test in tests.values()])
     return [
-        ComparedPair(*names, test.mean, test.low, test.high, test.p_value, p_holm, len(values[names][0]))
+        ComparedPair(*names, test.mean, test.low, test.high, test.p_value, p_holm, len(values[names][0]), slice_name)
         for (names, test), p_holm in zip(tests.items(), corrected, strict=True)
     ]
 
@@ -305,9 +324,11 @@ def _row(name: str, members: Sequence[MeasuredRun], cases: _SharedCases | None) 
     """One system over its runs; `cases` (None: take the intervals as saved) gives the intervals of the means over several."""
     seeds, sources = [seed for run in members for seed in run.seeds], [run.source for run in members]
     seconds = _mean_seconds(members)
+    machines = {stage: shared_machine([run.machine_by_stage.get(stage) for run in members]) for stage in seconds}
+    spent = seconds, shared_machine([run.machine for run in members]), {stage: one for stage, one in machines.items() if one is not None}
     if len(members) == 1:
         only = members[0]
-        return ComparedSystem(name, seeds, sources, only.metrics, only.std, only.intervals, seconds)
+        return ComparedSystem(name, seeds, sources, only.metrics, only.std, only.intervals, *spent)
     metrics: dict[str, dict[str, float | int | None]] = {}
     std: dict[str, dict[str, float | int | None]] = {}
     intervals: dict[str, dict[str, list[float] | None]] = {}
@@ -324,7 +345,7 @@ def _row(name: str, members: Sequence[MeasuredRun], cases: _SharedCases | None) 
                 values = cases.values(members, metric, part)
                 found = bootstrap_interval(values) if len(values) else None
                 intervals.setdefault(part, {})[metric] = None if found is None else [found.low, found.high]
-    return ComparedSystem(name, seeds, sources, metrics, std, intervals, seconds)
+    return ComparedSystem(name, seeds, sources, metrics, std, intervals, *spent)
 
 
 def _mean_seconds(members: Sequence[MeasuredRun]) -> dict[str, float]:

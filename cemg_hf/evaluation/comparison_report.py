@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..artefacts import result_envelope, write_json, write_text
-from .comparison import DEFAULT_METRIC, DEFAULT_SLICE, ComparedPair, ComparedSystem, Comparison, compare
+from .comparison import DEFAULT_METRIC, ComparedPair, ComparedSystem, Comparison, compare
 from .drawing import COLOURS, metric_label, new_figure, save_figure, slice_title, whiskers
 from .protocol import EXCLUDING
 from .runs import read_runs
@@ -31,7 +31,7 @@ BEYOND = (
 BLOCKS = tuple((part + suffix, ACCURACY) for part in ("test", "test_cold") for suffix in ("", EXCLUDING))
 GREY = "#777777"
 MOST_PAIRS = 15
-"""Differences that one figure shows: those of six systems."""
+"""Differences that one panel shows: those of six systems."""
 
 
 def format_comparison(comparison: Comparison) -> str:
@@ -45,21 +45,27 @@ def format_comparison(comparison: Comparison) -> str:
         _block(comparison, "test" + suffix, BEYOND, f"Beyond accuracy, {slice_title('test' + suffix).lower()}")
         for suffix in ("", EXCLUDING)
     ]
-    if comparison.pairs:
-        n = comparison.pairs[0].n
-        lines = [
-            f"### Paired differences, {metric_label(comparison.metric)}, {slice_title(comparison.slice).lower()} (n = {n:,})",
-            "",
-            "| Systems | difference | 95 % interval | p | p, Holm |",
-            "|---|---:|---:|---:|---:|",
-            *(
-                f"| {pair.a} − {pair.b} | {pair.difference:+.4f} | [{pair.low:+.4f}, {pair.high:+.4f}] "
-                f"| {_p(pair.p_value)} | {_p(pair.p_holm)} |"
-                for pair in comparison.pairs
-            ),
-        ]
-        blocks.append("\n".join(lines))
+    blocks += [_pairs_block(comparison, part) for part in comparison.slices]
     return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _pairs_block(comparison: Comparison, part: str) -> str:
+    """The paired differences of one slice; empty where nothing was tested."""
+    pairs = comparison.pairs_of(part)
+    if not pairs:
+        return ""
+    lines = [
+        f"### Paired differences, {metric_label(comparison.metric)}, {slice_title(part).lower()} (n = {pairs[0].n:,})",
+        "",
+        "| Systems | difference | 95 % interval | p | p, Holm |",
+        "|---|---:|---:|---:|---:|",
+        *(
+            f"| {pair.a} − {pair.b} | {pair.difference:+.4f} | [{pair.low:+.4f}, {pair.high:+.4f}] "
+            f"| {_p(pair.p_value)} | {_p(pair.p_holm)} |"
+            for pair in pairs
+        ),
+    ]
+    return "\n".join(lines)
 
 
 def _block(comparison: Comparison, part: str, names: tuple[str, ...], title: str) -> str:
@@ -96,7 +102,7 @@ def _p(value: float) -> str:
 
 
 def plot_comparison(comparison: Comparison, path: str | Path, title: str = "") -> None:
-    """Bars of the metric that was tested, with 95 % intervals, and beside them the paired differences with their own.
+    """Bars of the metric that was tested, with 95 % intervals, and beside them the paired differences with their own; a row per slice.
 
     Of many systems only the differences from the best one are drawn; the table has them all.
 
@@ -105,21 +111,25 @@ def plot_comparison(comparison: Comparison, path: str | Path, title: str = "") -
         path: figure to write; its suffix (.png, .svg, .pdf) is the format.
         title: what was compared, on what.
     """
-    pairs = _drawn_pairs(comparison)
-    rows = max(len(comparison.systems), len(pairs))
-    figure = new_figure(12 if pairs else 7, 1.6 + 0.34 * max(rows, 5))
-    panels = figure.subplots(1, 2 if pairs else 1, squeeze=False)[0]
-    _draw_systems(panels[0], comparison)
-    if pairs:
-        _draw_pairs(panels[1], pairs)
+    pairs = {part: _drawn_pairs(comparison, part) for part in comparison.slices}
+    wide = any(pairs.values())
+    rows = max(len(comparison.systems), *map(len, pairs.values()), 5)
+    figure = new_figure(12 if wide else 7, len(pairs) * (1.6 + 0.34 * rows))
+    panels = figure.subplots(len(pairs), 2 if wide else 1, squeeze=False)
+    for row, (part, drawn) in zip(panels, pairs.items(), strict=True):
+        _draw_systems(row[0], comparison, part)
+        if drawn:
+            _draw_pairs(row[1], drawn)
+        elif wide:
+            row[1].set_axis_off()
     if title:
         figure.suptitle(title, fontsize=12)
     save_figure(figure, path)
 
 
-def _draw_systems(panel: Axes, comparison: Comparison) -> None:
-    values = [system.metrics[comparison.slice].get(comparison.metric) for system in comparison.systems]
-    intervals = [system.intervals.get(comparison.slice, {}).get(comparison.metric) for system in comparison.systems]
+def _draw_systems(panel: Axes, comparison: Comparison, part: str) -> None:
+    values = [system.metrics[part].get(comparison.metric) for system in comparison.systems]
+    intervals = [system.intervals.get(part, {}).get(comparison.metric) for system in comparison.systems]
     places = np.arange(len(values))
     bars = panel.barh(
         places,
@@ -134,18 +144,19 @@ def _draw_systems(panel: Axes, comparison: Comparison) -> None:
     panel.margins(x=0.18)
     panel.set_ylim(len(values) - 0.5, -0.5)
     panel.set_xlim(left=0)
-    panel.set_title(f"{metric_label(comparison.metric)}, {slice_title(comparison.slice).lower()}", fontsize=10)
+    panel.set_title(f"{metric_label(comparison.metric)}, {slice_title(part).lower()}", fontsize=10)
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def _drawn_pairs(comparison: Comparison) -> list[ComparedPair]:
-    """All pairs, or of more than a page holds those of the best system, each as other − best."""
-    if len(comparison.pairs) <= MOST_PAIRS:
-        return list(comparison.pairs)
-    values = {system.name: system.metrics[comparison.slice].get(comparison.metric) or 0.0 for system in comparison.systems}
-    best = max({name for pair in comparison.pairs for name in (pair.a, pair.b)}, key=values.__getitem__)
-    turned = [replace(pair, a=pair.b, b=pair.a, difference=-pair.difference, low=-pair.high, high=-pair.low) for pair in comparison.pairs]
-    return [pair for pair in (*comparison.pairs, *turned) if pair.b == best]
+def _drawn_pairs(comparison: Comparison, part: str) -> list[ComparedPair]:
+    """All pairs of a slice, or of more than a panel holds those of its best system, each as other − best."""
+    pairs = comparison.pairs_of(part)
+    if len(pairs) <= MOST_PAIRS:
+        return pairs
+    values = {system.name: system.metrics[part].get(comparison.metric) or 0.0 for system in comparison.systems}
+    best = max({name for pair in pairs for name in (pair.a, pair.b)}, key=values.__getitem__)
+    turned = [replace(pair, a=pair.b, b=pair.a, difference=-pair.difference, low=-pair.high, high=-pair.low) for pair in pairs]
+    return [pair for pair in (*pairs, *turned) if pair.b == best]
 
 
 def _draw_pairs(panel: Axes, pairs: Sequence[ComparedPair]) -> None:
@@ -154,6 +165,7 @@ def _draw_pairs(panel: Axes, pairs: Sequence[ComparedPair]) -> None:
         panel.plot([pair.low, pair.high], [place, place], color=colour, linewidth=1.6)
         panel.plot(pair.difference, place, "o", color=colour, markersize=5)
     panel.axvline(0, color="black", linewidth=0.8)
+    panel.locator_params(axis="x", nbins=6)
     panel.set_yticks(range(len(pairs)), [f"{pair.a} − {pair.b}" for pair in pairs], fontsize=8)
     panel.set_ylim(len(pairs) - 0.5, -0.5)
     panel.set_title("Paired differences, 95 % intervals\n(coloured: p < 0.05 after Holm's correction)", fontsize=10)
@@ -161,14 +173,14 @@ def _draw_pairs(panel: Axes, pairs: Sequence[ComparedPair]) -> None:
 
 
 def write_comparison(
-    places: Sequence[str | Path], output: str | Path, metric: str = DEFAULT_METRIC, slice_name: str = DEFAULT_SLICE, command: str = ""
+    places: Sequence[str | Path], output: str | Path, metric: str = DEFAULT_METRIC, slice_name: str | None = None, command: str = ""
 ) -> str:
     """Read runs, compare them, and write `compare.json` (the one envelope), `compare.md` and `compare.png`.
 
     Args:
         places: as for `read_runs`.
         output: folder to write into; other files there stay.
-        metric, slice_name: what the systems are tested by, and on which cases.
+        metric, slice_name: as for `compare`.
         command: the command that reproduces the comparison.
 
     Returns:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..artefacts import read_manifest
 from ..errors import CEMGError
 from .predictions import PREDICTIONS_NAME, Predictions, read_predictions
 from .report import SliceIntervals, SliceValues
@@ -30,6 +31,10 @@ class MeasuredRun:
     intervals: SliceIntervals = field(default_factory=dict, metadata={"help": "slice -> metric -> [low, high]."})
     protocol: Mapping[str, Any] | None = field(default=None, metadata={"help": "How the data was split and sliced; None: not recorded."})
     seconds_by_stage: Mapping[str, float] = field(default_factory=dict, metadata={"help": "Wall time of each stage, where a run says."})
+    machine: Mapping[str, Any] | None = field(default=None, metadata={"help": "What the figures were measured on; None: not recorded."})
+    machine_by_stage: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=dict, metadata={"help": "What each stage ran on, as far as it is known and one machine."}
+    )
     predictions: Predictions | None = field(default=None, metadata={"help": "The lists behind the figures, where they were saved."})
 
 
@@ -75,7 +80,9 @@ def _read(argument: str) -> list[MeasuredRun]:
     if name is not None and others:
         raise CEMGError(f"{argument}: {file} holds several systems ({own}, {', '.join(sorted(others))}); leave the name out")
     whole = place / METRICS_NAME if place.is_dir() else file  # a run's own results know what all its stages took
-    seconds = _envelope(whole).get("seconds_by_stage", {}) if whole.is_file() else {}
+    of_run = _envelope(whole) if whole.is_file() else {}
+    seconds = of_run.get("seconds_by_stage", {})
+    machines = of_run.get("machine_by_stage") or (machines_by_stage(place, seconds) if place.is_dir() else {})
     saved = folder is not None and (folder / PREDICTIONS_NAME).is_file()
     return [
         MeasuredRun(
@@ -87,10 +94,32 @@ def _read(argument: str) -> list[MeasuredRun]:
             intervals=envelope.get("intervals", {}).get(system, {}),
             protocol=envelope.get("protocol"),
             seconds_by_stage=seconds if system == own else {},
+            # The machine of a comparison says nothing of its systems, which have their own.
+            machine=(envelope["systems"].get(system, {}) if "systems" in envelope else envelope).get("machine"),
+            machine_by_stage=machines if system == own else {},
             predictions=read_predictions(folder) if saved and folder is not None and system == own else None,
         )
         for system, slices in envelope["metrics"].items()
     ]
+
+
+def machines_by_stage(run: str | Path, stages: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """What each of `stages` ran on, from the manifests in a run folder: a run that goes on elsewhere has stages of several machines.
+
+    A stage without a manifest, or with folders that different machines wrote, is left out.
+    """
+    found: dict[str, list[dict[str, Any]]] = {stage: [] for stage in stages}
+    for folder in sorted(path for path in Path(run).iterdir() if path.is_dir()):
+        manifest = read_manifest(folder)
+        if manifest is not None and manifest["stage"] in found and "machine" in manifest:
+            found[manifest["stage"]].append(manifest["machine"])
+    return {stage: dict(shared) for stage, machines in found.items() if (shared := shared_machine(machines)) is not None}
+
+
+def shared_machine(machines: Sequence[Mapping[str, Any] | None]) -> Mapping[str, Any] | None:
+    """The first, if all are alike but for their operating system; None otherwise, or where one is not known."""
+    known = [{key: value for key, value in one.items() if key != "platform"} for one in machines if one is not None]
+    return machines[0] if known and len(known) == len(machines) and all(one == known[0] for one in known) else None
 
 
 def _envelope(file: Path) -> dict[str, Any]:

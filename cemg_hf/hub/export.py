@@ -11,6 +11,7 @@ import yaml
 
 from ..artefacts import Manifest, fingerprint_path, read_manifest, write_folder, write_text
 from ..errors import CEMGError
+from ..evaluation.runs import machines_by_stage
 from ..training.loading import open_model
 from .contents import values_without_local_paths
 from .model_card import CardModel, eval_results, model_card
@@ -35,6 +36,7 @@ def export_model(
     name: str | None = None,
     dtype: str = "bfloat16",
     comparison: str | Path | None = None,
+    published: str | Path | None = None,
     dataset_repo: str | None = None,
 ) -> Path:
     """Write the model of a run folder as it goes to the Hub, its card made of the run's own results.
@@ -47,11 +49,13 @@ def export_model(
         name: what the card's example loads (default: the name of `output`).
         dtype: precision of the weights; scores are summed in single precision whatever it is.
         comparison: results of other systems on the same test cases (`compare.json` of `cemg compare`), shown beside the run's own.
+        published: `metrics.json` of `cemg evaluate` on this folder as an earlier call wrote it: the card then says what its rounded weights
+            reach.
         dataset_repo: Hub id of the published data set; named in the card, and `.eval_results/` then holds the figures of its tasks.
 
     Raises:
-        CEMGError: a run that is not complete, an unknown precision, a comparison on other test cases, or an output that holds something
-            else than an exported model.
+        CEMGError: a run that is not complete, an unknown precision, a comparison or an evaluation on other test cases, or an output that
+            holds something else than an exported model.
     """
     run, output = Path(run), Path(output)
     if dtype not in DTYPES:
@@ -63,6 +67,8 @@ def export_model(
         raise CEMGError(f"{output}: exists and is no exported model, and would be replaced; name another folder")
     recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
     result = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    # Runs of earlier versions have the machine of each stage in its manifest alone.
+    result = {"machine_by_stage": machines_by_stage(run, result.get("seconds_by_stage", {}))} | result
     beside = None if comparison is None else read_results(comparison)
     model = open_model(run / "model", dtype=dtype)
     assert model.tokenizer is not None  # a model folder without its catalogue does not open
@@ -75,6 +81,7 @@ def export_model(
         training=_training(run, model, dtype),
         carries_code=model.carries_code,
         notice="" if model.carries_code else NEEDS_PACKAGE.format(system=recipe["system"]),
+        published=None if published is None else read_results(published),
         dataset_repo=dataset_repo,
     )
     card = model_card(about, result, beside)

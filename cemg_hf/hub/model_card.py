@@ -10,18 +10,25 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 
-from ..artefacts import portable
 from ..data.card import license_fields
 from ..errors import CEMGError
-from ..evaluation.drawing import metric_label
+from .card_results import (
+    METRICS,
+    SLICES,
+    beside,
+    cost_of,
+    measured_by,
+    own_metrics,
+    popularity_bias,
+    published_figures,
+    results_table,
+    spread_of,
+    tested_against,
+)
 from .dataset_card import TASKS
 from .metadata import check_eval_results, check_model_card
 from .provenance import provenance
 from .recipe_table import content_of, recipe_rows, streams_of
-
-SLICES = {"test": "all items ranked", "test_excluding_history": "history items excluded"}
-METRICS = {"hr@10": "HR@10", "ndcg@10": "NDCG@10", "hr@20": "HR@20", "ndcg@20": "NDCG@20"}
-SIGNIFICANT = 0.05
 
 _BODY = """# {title}
 
@@ -55,7 +62,7 @@ Histories are item ids, oldest first. `model.tokenizer.item_ids` is the catalogu
 
 {table}
 
-{tested}Measured by `{command}` on {machine}, seed{plural} {seeds}, commit {commit}.
+{published}{tested}{measured}, seed{plural} {seeds}, commit {commit}.
 
 ## Training
 
@@ -98,6 +105,9 @@ class CardModel:
         default=True, metadata={"help": "Whether the folder holds the code that loads it; the examples import the package otherwise."}
     )
     notice: str = field(default="", metadata={"help": "Paragraph below the description."})
+    published: Mapping[str, Any] | None = field(
+        default=None, metadata={"help": "Envelope of `cemg evaluate` on the published folder itself, whose weights are rounded."}
+    )
     dataset_repo: str | None = field(default=None, metadata={"help": "Hub id of the data set it was trained on, where it is published."})
 
     @property
@@ -118,13 +128,12 @@ def model_card(model: CardModel, result: Mapping[str, Any], comparison: Mapping[
         comparison: envelope of other systems on the same test cases (`cemg compare`), shown beside it with its paired tests.
 
     Raises:
-        CEMGError: results without the recipe's system, a comparison on other test cases, or metadata the Hub would refuse.
+        CEMGError: results without the recipe's system, a comparison or an evaluation of the published folder on other test cases, or
+            metadata the Hub would refuse.
     """
     recipe, system, known = model.recipe, model.recipe["system"], provenance(model.data)
-    if system not in result["metrics"]:
-        raise CEMGError(f"results: {system!r} is not among their systems ({', '.join(result['metrics'])}); give those of this recipe")
-    own = result["metrics"][system]
-    metrics, std, intervals = _beside(result, comparison, own["test"]["n"])
+    own = own_metrics(result, system)
+    metrics, std, intervals = beside(result, comparison, own["test"]["n"])
     commit, dirty, _ = result["commit"].partition("-dirty")
     cold = own["test_cold_excluding_history"]
     time_split = recipe["prepare"].get("split") == "time"
@@ -140,18 +149,18 @@ def model_card(model: CardModel, result: Mapping[str, Any], comparison: Mapping[
         history="[" + ", ".join(f'"{item}"' for item in model.examples) + "]",
         protocol="Split by time" if time_split else "Leave-one-out (a user's last item)",
         cases=f", {own['test']['n']:,} users",
-        spread=_spread(std, intervals),
-        table=_table(system, metrics, std, intervals),
-        tested=_tested(system, comparison or result),
-        command=portable(result["command"]),
-        machine=_machine(result["machine"]),
+        spread=spread_of(metrics, std, intervals),
+        table=results_table(system, metrics, std, intervals),
+        published=published_figures(model.published, system, own["test"]["n"]),
+        tested=tested_against(system, comparison or result),
+        measured=measured_by(result, system),
         plural="s" if len(result["seeds"]) > 1 else "",
         seeds=", ".join(map(str, result["seeds"])),
         commit=commit[:10] + ("-dirty" if dirty else ""),
         recipe="\n".join(f"- {name}: {value}" for name, value in recipe_rows(recipe).items()),
         training=f"{model.training} " if model.training else "",
-        cost=_cost(result, system),
-        bias=_popularity(own["test_excluding_history"]),
+        cost=cost_of(result, system),
+        bias=popularity_bias(own["test_excluding_history"]),
         cold=f"HR@10 {cold['hr@10']:.4f} on {cold['n']:,} such users" if cold["n"] else "no test user has one here",
         data=known.title,
         license=recipe["prepare"]["license"],
@@ -228,86 +237,3 @@ def _front_matter(model: CardModel, own: Mapping[str, Any]) -> ModelCardData:
         eval_results=evaluations,
         **license_of,
     )  # fmt: skip
-
-
-def _beside(result: Mapping[str, Any], comparison: Mapping[str, Any] | None, cases: int) -> tuple[dict[str, Any], ...]:
-    """metrics, std and intervals of both files; a system that is in both is taken from `result`."""
-    if comparison is None:
-        return result["metrics"], result.get("std", {}), result.get("intervals", {})
-    for system, slices in comparison["metrics"].items():
-        if slices["test"]["n"] != cases:
-            raise CEMGError(
-                f"comparison: {system} was measured on {slices['test']['n']:,} test cases, the model on {cases:,}; compare alike"
-            )
-    own = set(result["metrics"])
-    metrics, std, intervals = (
-        {system: values for system, values in comparison.get(part, {}).items() if system not in own} | result.get(part, {})
-        for part in ("metrics", "std", "intervals")
-    )
-    return metrics, std, intervals
-
-
-def _table(system: str, metrics: Mapping[str, Any], std: Mapping[str, Any], intervals: Mapping[str, Any]) -> str:
-    """Systems × (slices × metrics), best NDCG@10 without the history first, the model's own row bold."""
-    columns = [(part, metric) for part in SLICES for metric in ("hr@10", "ndcg@10")]
-    lines = [
-        "| System | " + " | ".join(f"{METRICS[metric]}, {SLICES[part]}" for part, metric in columns) + " |",
-        "|---" + "|---:" * len(columns) + "|",
-    ]
-    for name in sorted(metrics, key=lambda name: -metrics[name]["test_excluding_history"]["ndcg@10"]):
-        cells = []
-        for part, metric in columns:
-            bounds, deviation = intervals.get(name, {}).get(part, {}).get(metric), std.get(name, {}).get(part, {}).get(metric)
-            spread = f" ± {deviation:.4f}" if deviation is not None else ""
-            cells.append(f"{metrics[name][part][metric]:.4f}{spread}" + (f" ({bounds[0]:.4f} – {bounds[1]:.4f})" if bounds else ""))
-        lines.append(f"| {f'**{name}**' if name == system else name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _spread(std: Mapping[str, Any], intervals: Mapping[str, Any]) -> str:
-    """What stands beside the figures."""
-    if std:
-        return "mean ± standard deviation over seeds"
-    return "95 % intervals by bootstrap over users" if intervals else "one run, without intervals"
-
-
-def _tested(system: str, comparison: Mapping[str, Any]) -> str:
-    """What the paired tests say of the system against every other one; empty without tests."""
-    ahead: list[str] = []
-    behind: list[str] = []
-    level: list[str] = []
-    for pair in comparison.get("pairs", []):
-        if system not in (pair["a"], pair["b"]):
-            continue
-        other, difference = (pair["b"], pair["difference"]) if pair["a"] == system else (pair["a"], -pair["difference"])
-        (level if pair["p_holm"] >= SIGNIFICANT else ahead if difference > 0 else behind).append(other)
-    said = [
-        f"{words} {', '.join(f'`{other}`' for other in others)}"
-        for words, others in (("ahead of", ahead), ("behind", behind), ("not told apart from", level))
-        if others
-    ]
-    if not said:
-        return ""
-    metric, part = metric_label(comparison["metric"]), SLICES[comparison["slice"]]
-    return f"Paired bootstrap over users, {metric}, {part}, p < {SIGNIFICANT} after Holm's correction: `{system}` is {'; '.join(said)}.\n\n"
-
-
-def _machine(machine: Mapping[str, Any]) -> str:
-    return f"{machine['cores']} CPU cores ({machine['processor']})" if machine["accelerator"] == "none" else machine["accelerator"]
-
-
-def _cost(result: Mapping[str, Any], system: str) -> str:
-    """Seconds by stage on which machine; of a file of several systems those of this one, where they are recorded."""
-    stages = result.get("seconds_by_stage") or result.get("systems", {}).get(system, {}).get("seconds_by_stage")
-    if stages:
-        parts = ", ".join(f"{stage} {seconds:,.0f} s" for stage, seconds in stages.items())
-        return f"Cost: {parts}; {sum(stages.values()):,.0f} s in all on {_machine(result['machine'])}."
-    return f"Cost: {result['seconds']:,.0f} s for all that the command above does, on {_machine(result['machine'])}."
-
-
-def _popularity(own: Mapping[str, Any]) -> str:
-    return (
-        "Recommendations follow what was bought before: popular items come out far more often than others (mean popularity percentile of "
-        f"the recommended items {own['popularity_percentile@10']:.2f}, .5 would be even; {own['coverage@10']:.0%} of the catalogue stands "
-        "in somebody's first ten)."
-    )

@@ -15,7 +15,7 @@ from typing import Any
 from ..artefacts import MANIFEST_NAME, result_envelope, write_json
 from ..data.prepare import prepare
 from ..errors import CEMGError
-from ..evaluation.runs import METRICS_NAME
+from ..evaluation.runs import METRICS_NAME, machines_by_stage
 from ..evaluation.seeds import over_seeds
 from ..recipes import Recipe
 from .deadline import OutOfTime, time_is_up
@@ -103,6 +103,7 @@ def run(
         seeds=[recipe.seed],
         seconds=sum(seconds.values()),
         seconds_by_stage=seconds,
+        machine_by_stage=machines_by_stage(run_folder, stages),
         **about,
     )
     finish(recipe, run_folder, envelope)

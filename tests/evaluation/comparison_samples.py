@@ -54,7 +54,7 @@ def save_run(folder: Path, system: str, seed: int = 0, given: Predictions | None
     intervals = {name: ranking_intervals(*both, resamples=100) for name, both in systems.items()}
     parts = {"system": system, "protocol": {"split": "leave_one_out", "cold_threshold": 5}, "intervals": intervals} | changed
     write_predictions(folder / "evaluation", given)
-    write_json(folder / "evaluation" / "metrics.json", result_envelope(metrics, command="", seeds=[seed], seconds=0, **parts))
+    write_json(folder / "evaluation" / "metrics.json", result_envelope(metrics, command="", seeds=[seed], seconds=0) | parts)
     return folder
 
 

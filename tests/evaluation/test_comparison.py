@@ -82,6 +82,19 @@ def test_pairs_on_a_slice_are_of_its_users(tmp_path: Path, part: str) -> None:
         assert pair.p_value <= pair.p_holm
 
 
+def test_both_rankings_are_tested_and_corrected_each_by_itself(tmp_path: Path) -> None:
+    runs = read_runs([save_run(tmp_path / name, name, seed, predictions(seed, 0.25 + seed / 20)) for seed, name in enumerate("abc")])
+    both = compare(runs, resamples=300)
+    assert both.slices == ("test", "test_excluding_history")
+    alone = {part: compare(runs, slice_name=part, resamples=300) for part in both.slices}
+    assert {part: found.slices for part, found in alone.items()} == {part: (part,) for part in alone}
+    assert both.pairs == [pair for found in alone.values() for pair in found.pairs]
+    for part in both.slices:
+        pairs = both.pairs_of(part)
+        assert [(pair.a, pair.b) for pair in pairs] == [("a", "b"), ("a", "c"), ("b", "c")]
+        assert [pair.p_holm for pair in pairs] == holm([pair.p_value for pair in pairs])
+
+
 @settings(max_examples=5, deadline=None)
 @given(st.integers(0, 1000))
 def test_the_order_of_users_and_items_in_a_file_decides_nothing(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
@@ -128,7 +141,7 @@ def test_files_of_results_stand_beside_runs_without_pairs(tmp_path: Path) -> Non
     file = save_result(tmp_path / "results.json", ["tiger", "popularity"])
     found = compare(read_runs([save_run(tmp_path / "a", "a"), file, save_run(tmp_path / "b", "b", 1)]), resamples=50)
     assert [system.name for system in found.systems] == ["a", "tiger", "b", "popularity"]
-    assert [(pair.a, pair.b) for pair in found.pairs] == [("a", "b")]
+    assert [(pair.a, pair.b) for pair in found.pairs] == [("a", "b")] * 2
     assert found.systems[1].std["test"]["hr@10"] == 0.01
     assert compare(read_runs([file])).pairs == []
 
@@ -262,3 +275,23 @@ def test_the_cost_of_a_system_is_its_mean_over_the_seeds(tmp_path: Path) -> None
     assert "seconds_by_stage" not in found["popularity"]
     write_json(places[-1] / "metrics.json", {"metrics": {"a": {"test": {}}}, "seeds": [2]})
     assert "seconds_by_stage" not in compare(read_runs(places), resamples=20).envelope_parts()["systems"]["a"]
+
+
+def test_a_stage_has_the_machine_that_all_its_runs_had(tmp_path: Path) -> None:
+    """One that some seeds ran elsewhere has none; another kernel of the same machine is no other machine."""
+    cpu, gpu = ({"platform": "Linux-6", "processor": "x86_64", "cores": 2, "accelerator": one} for one in ("none", "H100"))
+    seconds = {"prepare": 1.0, "train": 2.0}
+    places = []
+    for seed, trained_on in ((1, gpu), (2, gpu | {"platform": "Linux-7"})):
+        places.append(save_run(tmp_path / str(seed), "a", seed, machine=trained_on))
+        about = {"seconds_by_stage": seconds, "machine_by_stage": {"prepare": cpu, "train": trained_on}}
+        write_json(places[-1] / "metrics.json", {"metrics": {"a": {"test": {}}}, "seeds": [seed], **about})
+    found = compare(read_runs(places), resamples=20).envelope_parts()["systems"]["a"]
+    assert found["machine"] == gpu
+    assert found["machine_by_stage"] == {"prepare": cpu, "train": gpu}
+    places.append(save_run(tmp_path / "3", "a", 3, machine=cpu))
+    about = {"seconds_by_stage": seconds, "machine_by_stage": dict.fromkeys(seconds, cpu)}
+    write_json(places[-1] / "metrics.json", {"metrics": {"a": {"test": {}}}, "seeds": [3], **about})
+    found = compare(read_runs(places), resamples=20).envelope_parts()["systems"]["a"]
+    assert "machine" not in found
+    assert found["machine_by_stage"] == {"prepare": cpu}

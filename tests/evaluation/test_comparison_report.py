@@ -24,40 +24,50 @@ def test_tables_have_a_row_per_system_and_intervals(tmp_path: Path) -> None:
     assert headings[0] == f"### Test (n = {USERS})"
     assert headings[1] == f"### Test, history items excluded (n = {USERS})"
     assert headings[2].startswith("### Cold start")
-    assert headings[-2] == f"### Beyond accuracy, test, history items excluded (n = {USERS})"
-    assert headings[-1] == f"### Paired differences, NDCG@10, test, history items excluded (n = {USERS})"
+    assert headings[-3] == f"### Beyond accuracy, test, history items excluded (n = {USERS})"
+    tested = [f"### Paired differences, NDCG@10, test{history} (n = {USERS})" for history in ("", ", history items excluded")]
+    assert headings[-2:] == tested
+    rows_of = [block.splitlines()[4:] for block in text.split("### ")[-2:]]
     rows = {line.split(" | ")[0]: line for line in text.split("### ")[1].splitlines() if line.startswith("| ")}
     assert set(rows) == {"| System", "| a", "| b", "| tiger", "| popularity"}
     assert rows["| a"].count(" ± ") == rows["| a"].count("[") == 4
     assert rows["| b"].count(" ± ") == 0
     assert rows["| b"].count("[") == 4
     assert rows["| tiger"] == "| tiger | 0.2000 ± 0.0100 | 0.1000 ± 0.0100 | 0.3000 | 0.1200 |"
-    (pair,) = comparison.pairs
-    assert f"| a − b | {pair.difference:+.4f} | [{pair.low:+.4f}, {pair.high:+.4f}] |" in text
+    for pair, (row, *others) in zip(comparison.pairs, rows_of, strict=True):
+        assert row.startswith(f"| a − b | {pair.difference:+.4f} | [{pair.low:+.4f}, {pair.high:+.4f}] |")
+        assert others == [""] * len(others)
+    assert [pair.slice for pair in comparison.pairs] == ["test", "test_excluding_history"]
 
 
 @pytest.mark.parametrize("paired", [True, False])
 def test_figures(tmp_path: Path, paired: bool) -> None:
+    """A row of panels per slice that is tested, each as high as that of a single one."""
     runs = read_runs([save_run(tmp_path / name, name, seed) for seed, name in enumerate("abc" if paired else "a")])
-    plot_comparison(compare(runs, resamples=50), tmp_path / "compare.png", "Sample")
-    pixels = np.asarray(Image.open(tmp_path / "compare.png").convert("L"))
-    assert pixels.shape[1] > (1500 if paired else 900)
-    assert 0.005 < (pixels < 200).mean() < 0.6
+    heights = []
+    for part in (None, "test"):
+        plot_comparison(compare(runs, slice_name=part, resamples=50), tmp_path / "compare.png", "Sample")
+        pixels = np.asarray(Image.open(tmp_path / "compare.png").convert("L"))
+        assert pixels.shape[1] > (1500 if paired else 900)
+        assert all(0.005 < (half < 200).mean() < 0.6 for half in np.array_split(pixels, 2))
+        heights.append(len(pixels))
+    assert heights[0] == pytest.approx(2 * heights[1], abs=2)
 
 
 def test_of_many_systems_the_differences_from_the_best_are_drawn(tmp_path: Path) -> None:
     comparison = compare(read_runs([save_run(tmp_path / name, name, seed) for seed, name in enumerate("abcdefg")]), resamples=50)
-    assert len(comparison.pairs) > MOST_PAIRS
-    drawn = _drawn_pairs(comparison)
-    values = {system.name: system.metrics[comparison.slice][comparison.metric] for system in comparison.systems}
-    (best,) = {pair.b for pair in drawn}
-    assert values[best] == max(values[name] for name in "abcdefg")
-    assert {pair.a for pair in drawn} == {name for pair in comparison.pairs for name in (pair.a, pair.b)} - {best}
-    for pair in drawn:
-        assert pair.difference == pytest.approx(values[pair.a] - values[pair.b])
-        assert pair.low <= pair.difference <= pair.high
     few = compare(read_runs([tmp_path / "a", tmp_path / "b"]), resamples=50)
-    assert _drawn_pairs(few) == list(few.pairs)
+    for part in comparison.slices:
+        assert len(comparison.pairs_of(part)) > MOST_PAIRS
+        drawn = _drawn_pairs(comparison, part)
+        values = {system.name: system.metrics[part][comparison.metric] for system in comparison.systems}
+        (best,) = {pair.b for pair in drawn}
+        assert values[best] == max(values[name] for name in "abcdefg")
+        assert {pair.a for pair in drawn} == set("abcdefg") - {best}
+        for pair in drawn:
+            assert pair.difference == pytest.approx(values[pair.a] - values[pair.b])
+            assert pair.low <= pair.difference <= pair.high
+        assert _drawn_pairs(few, part) == [pair for pair in few.pairs if pair.slice == part]
 
 
 def test_what_is_written(tmp_path: Path) -> None:
@@ -67,10 +77,14 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "compare.md").read_text() == text
     stored = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert set(result_envelope({}, command="", seeds=[], seconds=0)) <= set(stored)
-    assert (stored["metric"], stored["slice"], stored["seeds"]) == ("hr@10", "test", [1, 2])
+    assert (stored["metric"], stored["slices"], stored["seeds"]) == ("hr@10", ["test"], [1, 2])
     assert set(stored["metrics"]) == set(stored["intervals"]) == set(stored["systems"]) == {"a", "b", "popularity"}
     assert "std" not in stored
-    assert set(stored["pairs"][0]) == {"a", "b", "difference", "low", "high", "p_value", "p_holm", "n"}
+    assert set(stored["pairs"][0]) == {"a", "b", "difference", "low", "high", "p_value", "p_holm", "n", "slice"}
+    assert {pair["slice"] for pair in stored["pairs"]} == {"test"}
+    write_comparison(places, tmp_path / "out")
+    both = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert both["slices"] == [pair["slice"] for pair in both["pairs"]] == ["test", "test_excluding_history"]
 
 
 def test_the_tested_metric_has_a_column_of_its_own_where_it_is_not_a_usual_one(tmp_path: Path) -> None:

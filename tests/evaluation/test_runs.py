@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,34 @@ def test_the_cost_of_a_run_is_read_from_its_own_results(tmp_path: Path) -> None:
     own, floor = read_runs([run])
     assert (own.seconds_by_stage, floor.seconds_by_stage) == ({"train": 2.5}, {})
     assert read_runs([run / "evaluation"])[0].seconds_by_stage == {}
+
+
+def test_the_machine_of_a_stage_is_that_of_its_manifest(tmp_path: Path) -> None:
+    """A run that was finished on another machine; two folders of one stage by different machines are no one's."""
+    cpu, gpu = ({"platform": "Linux", "processor": "x86_64", "cores": 2, "accelerator": one} for one in ("none", "H100"))
+    run = save_run(tmp_path / "run", "cemg", machine=gpu)
+    stages = {"dataset": ("prepare", cpu), "model": ("finetune", gpu), "evaluation": ("evaluate", gpu), "latency": ("latency", cpu)}
+    for folder, (stage, machine) in stages.items():
+        write_json(run / folder / "manifest.json", {"stage": stage, "settings": {}, "inputs": {}, "seed": 0, "machine": machine})
+    result = {
+        "metrics": {"cemg": {"test": {}}},
+        "seeds": [0],
+        "seconds_by_stage": {"prepare": 1, "finetune": 2, "evaluate": 3, "encode": 4},
+    }
+    write_json(run / "metrics.json", result)
+    own, floor = read_runs([run])
+    assert own.machine == floor.machine == gpu
+    assert own.machine_by_stage == {"prepare": cpu, "finetune": gpu, "evaluate": gpu}
+    assert floor.machine_by_stage == {}
+    codes = {"stage": "evaluate", "settings": {}, "inputs": {}, "seed": 0, "machine": cpu}
+    write_json(run / "evaluation-codes-only" / "manifest.json", codes)
+    assert read_runs([run])[0].machine_by_stage == {"prepare": cpu, "finetune": gpu}
+    write_json(run / "metrics.json", result | {"machine_by_stage": {"prepare": gpu}})
+    assert read_runs([run])[0].machine_by_stage == {"prepare": gpu}
+
+
+def test_a_comparison_has_the_machines_of_its_systems_and_not_its_own(tmp_path: Path) -> None:
+    gpu = {"platform": "Linux", "processor": "x86_64", "cores": 16, "accelerator": "H100"}
+    file = save_result(tmp_path / "compare.json", ["cemg", "tiger"])
+    write_json(file, json.loads(file.read_text()) | {"systems": {"cemg": {"machine": gpu}}})
+    assert [run.machine for run in read_runs([file])] == [gpu, None]

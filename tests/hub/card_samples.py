@@ -39,13 +39,16 @@ def comparison(cases: int = 50) -> dict[str, Any]:
     """Other systems beside it, as `cemg compare` records them."""
     metrics = {"sasrec": slices(0.5, cases), "gru4rec": slices(0.3, cases), "cemg, codes only": slices(0.39, cases)}
     p = {"low": 0.0, "high": 0.0, "p_value": 0.0, "n": cases}
-    pairs = [
+    excluding = [
         {"a": "sasrec", "b": "cemg", "difference": 0.05, "p_holm": 0.001, **p},
         {"a": "cemg", "b": "gru4rec", "difference": 0.05, "p_holm": 0.002, **p},
         {"a": "cemg", "b": "cemg, codes only", "difference": 0.01, "p_holm": 0.4, **p},
         {"a": "sasrec", "b": "gru4rec", "difference": 0.1, "p_holm": 0.001, **p},
     ]
-    about = {"metric": "ndcg@10", "slice": "test_excluding_history", "pairs": pairs}
+    plain = [{"a": "cemg", "b": "sasrec", "difference": 0.05, "p_holm": 0.001, **p}]
+    slices_of = {"test": plain, "test_excluding_history": excluding}
+    pairs = [pair | {"slice": part} for part, some in slices_of.items() for pair in some]
+    about = {"metric": "ndcg@10", "slices": list(slices_of), "pairs": pairs}
     return result_envelope(metrics, command="cemg compare", seeds=[42], seconds=1, intervals={"sasrec": intervals(0.5)}, **about)
 
 

@@ -10,15 +10,10 @@ from card_samples import card_model, comparison, example_blocks, result
 from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from cemg_hf.errors import CEMGError
+from cemg_hf.hub.card_results import METRICS, SLICES
 from cemg_hf.hub.dataset_card import TASKS
-from cemg_hf.hub.model_card import METRICS, SLICES, eval_results, model_card
+from cemg_hf.hub.model_card import eval_results, model_card
 from cemg_hf.recipes import load_recipe
-
-
-def rows(card: str) -> dict[str, list[str]]:
-    """System -> cells of the results table, in its order."""
-    lines = [line for line in card.splitlines() if line.startswith("| ")]
-    return {line.split(" | ")[0].strip("|* "): line.split(" | ")[1:] for line in lines[1:]}
 
 
 def test_every_figure_of_the_metadata_is_the_results() -> None:
@@ -28,16 +23,6 @@ def test_every_figure_of_the_metadata_is_the_results() -> None:
     own = measured["metrics"]["cemg"]
     assert found == {f"{METRICS[name]}, {SLICES[part]}": round(own[part][name], 5) for part in SLICES for name in METRICS}
     assert {(one.dataset_config, one.dataset_split) for one in card.data.eval_results} == {("splits", "test")}
-
-
-def test_the_table_has_baselines_intervals_and_the_best_first() -> None:
-    card = model_card(card_model(), result(), comparison())
-    table = rows(card)
-    assert list(table) == ["sasrec", "cemg", "cemg, codes only", "gru4rec", "popularity"]
-    assert table["cemg"][0] == "0.2000 (0.1990 – 0.2020)"
-    assert table["gru4rec"][0] == "0.1500"
-    assert "95 % intervals" in card
-    assert "`cemg` is ahead of `gru4rec`; behind `sasrec`; not told apart from `cemg, codes only`." in card
 
 
 def test_figures_at_other_cut_offs_are_taken_as_they_are() -> None:
@@ -52,15 +37,6 @@ def test_figures_at_other_cut_offs_are_taken_as_they_are() -> None:
     assert "Paired bootstrap over users, MRR@50, " in card
 
 
-def test_deviations_over_seeds_stand_where_there_are_several() -> None:
-    measured = result(intervals={}) | {"seeds": [1, 2], "std": {"cemg": {"test": {"hr@10": 0.0123}}}}
-    card = model_card(card_model(), measured)
-    assert rows(card)["cemg"][0] == "0.2000 ± 0.0123"
-    assert "mean ± standard deviation over seeds" in card
-    assert "seeds 1, 2" in card
-    assert "without intervals" in model_card(card_model(), result(intervals={}))
-
-
 def test_no_place_of_the_machine_is_in_it() -> None:
     model = card_model("movielens-100k")
     model.recipe["encode"]["text"]["encoder"] = "/home/me/encoders/minilm"
@@ -68,13 +44,6 @@ def test_no_place_of_the_machine_is_in_it() -> None:
     assert "`cemg run sample --output shop-7`" in card
     assert "text by minilm" in card
     assert not re.search(r"(?<![\w.:/])/(home|opt|work|root|Users|mnt|tmp)/", card)
-
-
-def test_cost_by_stage_or_what_is_known() -> None:
-    assert "Cost: prepare 1 s, finetune 1,234 s; 1,236 s in all on " in model_card(card_model(), result())
-    of_several = result(seconds_by_stage=None, systems={"cemg": {"seconds_by_stage": {"finetune": 77.0}}})
-    assert "Cost: finetune 77 s; 77 s in all on " in model_card(card_model(), of_several)
-    assert "Cost: 1,236 s for all that the command above does" in model_card(card_model(), result(seconds_by_stage=None))
 
 
 def test_the_examples_parse_and_load_the_name_given() -> None:

@@ -12,9 +12,8 @@ def test_the_limit_that_comes_first_counts_and_ends_with_its_block(monkeypatch: 
     assert not time_is_up()
     with time_limit(None):
         assert not time_is_up()
-    with time_limit(10), pytest.raises(RuntimeError), time_limit(0):
+    with time_limit(10), time_limit(0):
         assert time_is_up()
-        raise RuntimeError
     with time_limit(10):
         with time_limit(20), time_limit(None):
             now = 115.0

@@ -70,7 +70,7 @@ class HybridMixin(SearchMixin):
         filters: dict[str, Any] = {"excluded_items": excluded_items, "allowed_items": allowed_items, "restricted": restricted}
         with evaluating(self):
             encoded = self._encode_history(input_ids, attention_mask)
-            log_probs = self.dense_log_probs(self._history(input_ids, history))
+            log_probs = self.dense_log_probs(self._history(input_ids, history, attention_mask))
             possible = possible_items(log_probs.shape[1], trie, len(log_probs), **filters)
             best, found = log_probs.masked_fill(~possible, -torch.inf).topk(min(num_beams, log_probs.shape[1]), dim=1)
             found = found.masked_fill(best == -torch.inf, -1)

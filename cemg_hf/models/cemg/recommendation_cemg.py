@@ -100,6 +100,7 @@ class RecommendationMixin(HybridMixin, NewItemsMixin):
         apart = self.rank_separately(input_ids, attention_mask, num_beams, trie=trie, **filters)
         if new_item_dense or new_item_likelihood != 1:
             weights: dict[str, Any] = {"dense": new_item_dense, "likelihood": new_item_likelihood}
+            history = self._history(input_ids, history, attention_mask)
             apart = self.score_new_items(apart, input_ids, num_beams, history=history, trie=trie, **weights, **filters)
         return merge_rankings(*apart, new_item_boost, num_beams)
 

@@ -153,10 +153,12 @@ class SearchMixin(Base):
         input_ids, attention_mask = input_ids.to(self.device), attention_mask.to(self.device)
         return attention_mask, self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
 
-    def _history(self, input_ids: Tensor, history: Tensor | None) -> Tensor:
-        """(B, L) item indices of histories, −1 = padding at the end: those that are given, or what the tokens (B, S) tell of them."""
+    def _history(self, input_ids: Tensor, history: Tensor | None, attention_mask: Tensor | None = None) -> Tensor:
+        """(B, L) item indices of histories, −1 = padding at the end: those given, or what the tokens (B, S) that are not masked tell."""
         if history is not None:
             return history.to(self.device)
+        if attention_mask is not None:  # whatever stands in masked places is no item
+            input_ids = input_ids.masked_fill(attention_mask == 0, self.config.pad_token_id)
         return history_items(input_ids.to(self.device), self.trie, self.config.first_code_id)
 
     def _search(

@@ -127,6 +127,10 @@ def test_items_that_are_given_are_those_that_would_be_read_from_the_tokens(optio
     found = model.rank(**inputs, num_beams=9, history=history, **options)
     for value, expected in zip(found, model.rank(**inputs, num_beams=9, **options), strict=True):
         assert torch.equal(value, expected)
+    places = torch.arange(inputs["input_ids"].shape[1]) - 1
+    inputs["input_ids"] = torch.where(inputs["attention_mask"] == 0, tokenizer.item_tokens[0][places % 3], inputs["input_ids"])
+    for mine, again in zip(found, model.rank(**inputs, num_beams=9, **options), strict=True):
+        assert torch.equal(mine, again)  # what stands in masked places is no item
     other = model.rank(**inputs, num_beams=9, history=history.flip(0), **options)
     assert not torch.equal(found[1], other[1])  # the given ones count
 

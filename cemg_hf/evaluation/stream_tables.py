@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from .protocol import EXCLUDING
+from .report import written
 
 TABLES: Mapping[str, str] = {
     "written": "Which stream the decoder writes",
@@ -93,7 +94,7 @@ def _accuracy(envelope: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]
     header += [f"Δ {metric}, {of} [95 %], p"] if tests else []
     lines = [_line(header), "|---|---" + "|---:" * (len(header) - 2) + "|"]
     for row, about in chosen.items():
-        values = [_value(envelope, row, Quantity(f"test{suffix}", name, "", form=".4f")) for suffix in suffixes for name, _ in ACCURACY]
+        values = [_measured(envelope, row, f"test{suffix}", name) for suffix in suffixes for name, _ in ACCURACY]
         values += [_value(envelope, row, step) for step in steps]
         test = next((test for (name, _), test in tests.items() if name == row), None)
         difference = [_difference(test, rows)] if tests else []
@@ -157,6 +158,12 @@ def machines_of(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 def _name(about: Mapping[str, Any]) -> str:
     return f"{about['label']}, {about['part']}" if about["part"] else about["label"]
+
+
+def _measured(envelope: Mapping[str, Any], row: str, part: str, metric: str) -> str:
+    """An accuracy, with its spread over seeds or, of one seed, its interval over users."""
+    mean, std, interval = (envelope.get(kind, {}).get(row, {}).get(part, {}).get(metric) for kind in ("metrics", "std", "intervals"))
+    return written(mean, std, interval, ".4f")
 
 
 def _value(envelope: Mapping[str, Any], row: str, quantity: Quantity) -> str:

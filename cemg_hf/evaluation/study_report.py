@@ -39,7 +39,7 @@ PAPER = {
     "rq3": "The paper, on an A100, read off its chart: Beauty ≈ 2.6 h tokenisation + 5.5 h generation, ≈ 15.6 ms per user; "
     "Sports ≈ 7.5 h + 16 h, ≈ 61 ms."
 }
-INTERVALS = ("rq2", "rq4")
+INTERVALS = ("rq2", "rq4", STREAMS)
 """Questions whose tables have room for intervals."""
 ABLATIONS = "ablations"
 """The table of RQ2, among the tables that a row stands in."""

@@ -169,9 +169,7 @@ def claim(folder: str | Path) -> Iterator[None]:
 
 
 _claimed: set[Path] = set()
-_UNCLAIMABLE = frozenset(
-    getattr(errno, name, None) for name in ("EACCES", "EPERM", "EROFS", "ENOSYS", "ENOTSUP", "ENOLCK", "ENOSPC", "EDQUOT")
-)
+_UNCLAIMABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.ENOSPC, errno.EDQUOT}
 """Errors of a place that cannot be claimed; a full disk is the stage's to report, if it has anything to write."""
 
 

@@ -57,5 +57,5 @@ def paired_tests(
                 data_sets.setdefault(cases_of_run(runs[0]), []).append(runs)
             if both:
                 asked.setdefault(table, {})[row, other] = [tuple(zip(*some, strict=True)) for some in data_sets.values()]
-    where = {"metric": metric, "slice": slice_name}
-    return [{"table": table} | vars(pair) | where for table, pairs in asked.items() for pair in compare_pairs(pairs, metric, slice_name)]
+    found = {table: compare_pairs(pairs, metric, slice_name) for table, pairs in asked.items()}
+    return [{"table": table, "metric": metric} | vars(pair) for table, pairs in found.items() for pair in pairs]

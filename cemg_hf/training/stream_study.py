@@ -49,7 +49,8 @@ def measure(recipe: Recipe, variant: Variant, run: Path, command: str) -> dict[s
         command: recorded in evaluations.
 
     Returns: `left_out`: part → slice → metric → value; `memory`, `latency` and `step`: name → value. What was not asked for is left out,
-    what was not measured before the time of this call was used up, and what takes the model of a run that left only its results here.
+    what was not measured before the time of this call was used up or is measured by another process, and what takes the model of a run
+    that left only its results here.
     """
     folders = {stage: run / name for stage, name in FOLDERS.items()}
     asked: dict[str, Callable[[], Any]] = {}

@@ -66,7 +66,8 @@ def main() -> None:
     validation, test = data.evaluation_cases("validation"), data.evaluation_cases("test")
 
     chosen: dict[str, tuple[float, int]] = {}
-    metrics: dict[str, Any] = {run.system: {part: run.metrics[part] for part in SLICES} for run in read_runs([given.run])}
+    runs = read_runs([given.run])
+    metrics: dict[str, Any] = {run.system: {part: run.metrics[part] for part in SLICES} for run in runs}
     for name, kind in WEIGHTINGS.items():
         models = {neighbours: kind(K=neighbours) for neighbours in given.neighbours}
         tried = {}
@@ -89,7 +90,7 @@ def main() -> None:
         result_envelope(
             metrics,
             command=shlex.join(["python", *sys.argv]),
-            seeds=[],
+            seeds=sorted({run.seed for run in runs}),
             seconds=time.perf_counter() - started,
             settings={"library": f"implicit {version('implicit')}", "neighbours": given.neighbours},
             chosen={name: {"neighbours": neighbours, "validation ndcg@10": value} for name, (value, neighbours) in chosen.items()},

@@ -90,7 +90,7 @@ def main() -> None:
         result_envelope(
             metrics,
             command=shlex.join(["python", *sys.argv]),
-            seeds=sorted({run.seed for run in runs}),
+            seeds=sorted({seed for run in runs for seed in run.seeds}),
             seconds=time.perf_counter() - started,
             settings={"library": f"implicit {version('implicit')}", "neighbours": given.neighbours},
             chosen={name: {"neighbours": neighbours, "validation ndcg@10": value} for name, (value, neighbours) in chosen.items()},

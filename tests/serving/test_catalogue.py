@@ -10,8 +10,6 @@ import torch
 from fastapi.testclient import TestClient
 from serving_samples import ADMIN, HeldModel, served, small_model, wait_for
 
-from cemg_hf.errors import CEMGError
-from cemg_hf.serving import catalogue
 from cemg_hf.serving.service import RecommendService
 from cemg_hf.training.loading import open_tokenizer
 
@@ -117,32 +115,6 @@ def test_a_model_without_a_folder_needs_one_named(folder: Path) -> None:
     with served(small_model) as (client, _):
         assert client.post("/catalogue/reload", headers=ADMIN).status_code == 422
         assert change(client, "POST", "/catalogue/reload", {"folder": str(folder)})["items"] == 60
-
-
-def test_files_that_change_while_they_are_read_are_read_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torn = open_tokenizer(folder)
-    tokenizer = open_tokenizer(folder)
-    tokenizer.remove_items(["item3"])
-    reads: list[Path] = []
-
-    def read(path: Path) -> Any:
-        reads.append(path)
-        if len(reads) == 1:
-            tokenizer.save_pretrained(folder)  # somebody writes between the first file and the last
-            return torn
-        return open_tokenizer(path)
-
-    monkeypatch.setattr(catalogue, "open_tokenizer", read)
-    assert catalogue.read_unchanged(folder).catalogue_fingerprint == tokenizer.catalogue_fingerprint
-    assert len(reads) == 2
-
-    def never_still(path: Path) -> Any:
-        tokenizer.save_pretrained(folder)
-        return torn
-
-    monkeypatch.setattr(catalogue, "open_tokenizer", never_still)
-    with pytest.raises(CEMGError, match="change while they are read"):
-        catalogue.read_unchanged(folder)
 
 
 def test_an_answer_under_way_finishes_on_the_catalogue_it_began_with() -> None:

@@ -37,7 +37,7 @@ class CatalogueKeeper:
     async def add(
         self, item_ids: Sequence[str], vectors: Mapping[str, Any], masks: Mapping[str, Any] | None, collaborative: str
     ) -> tuple[int, Catalogue]:
-        """As `Catalogue.add`, and so on below.
+        """As `Catalogue.add`.
 
         Raises:
             ValueError: see there. The catalogue stays as it was, here and below.

@@ -481,7 +481,7 @@ def serve(
     new_item_dense: Annotated[float, _serving("new_item_dense")] = ServingConfig.new_item_dense,
     new_item_likelihood: Annotated[float, _serving("new_item_likelihood")] = ServingConfig.new_item_likelihood,
 ) -> None:
-    """Answer recommendations over HTTP: batched, with health, metrics, and a catalogue that changes meanwhile. Also by SASRec or GRU4Rec."""
+    """Answer recommendations over HTTP: batched, with health, metrics, and a catalogue that changes. Also by SASRec or GRU4Rec."""
     try:
         from .serving.server import listen
         from .serving.server import serve as serve_requests

@@ -16,12 +16,11 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.utils import cached_file
 
 from .cemg.dense_cemg import DenseSettings, next_item_loss
-from .cemg.recommendation_cemg import ItemLists
+from .cemg.recommendation_cemg import NOTHING, ItemLists
 from .cemg.search_cemg import evaluating
 from .cemg.tokenization_cemg import CEMGTokenizer
 
 ITEM_IDS_FILE = "item_ids.json"
-NOTHING = torch.empty(0, dtype=torch.int64)
 
 
 class ScoredItem(NamedTuple):

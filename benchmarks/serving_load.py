@@ -4,6 +4,7 @@ The service is a process of its own and so are its clients, each of which sends 
 batches and without, then with a catalogue that is replaced every half second, and a SIGTERM in the middle of that.
 
     python benchmarks/serving_load.py --model runs/beauty/model
+    python benchmarks/serving_load.py --model runs/beauty-sasrec/model --output sasrec_load.json
 
 Without `--model` the model is random: the package's default network, a catalogue of 10,000 items with random codes.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import multiprocessing
 import os
 import re
@@ -37,7 +39,7 @@ from cemg_hf import CEMGConfig, CEMGForConditionalGeneration, CEMGTokenizer
 from cemg_hf.artefacts import result_envelope, write_json
 from cemg_hf.errors import CEMGError
 from cemg_hf.evaluation.report import COLOURS
-from cemg_hf.training.loading import open_tokenizer
+from cemg_hf.models.next_item import ITEM_IDS_FILE
 
 DEFAULT_OUTPUT = Path(__file__).parent / "results" / "serving_load.json"
 COLUMNS = {
@@ -77,7 +79,7 @@ def main() -> None:
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as scratch, ProcessPoolExecutor(1, mp_context=context) as pool:
         model = arguments.model or random_model(Path(scratch) / "model", arguments.items, arguments.seed)
-        smaller, histories = prepare(model, Path(scratch) / "smaller", arguments.seed)
+        gone, histories = prepare(model, arguments.seed)
         metrics: dict[str, dict[str, Any]] = {}
         for name, options in {"batched": [], "one by one": ["--max-batch-size", "1"]}.items():
             with service(model, options) as (process, address):
@@ -85,7 +87,7 @@ def main() -> None:
                     metrics[row_name(name, clients)] = measure(pool, address, histories, clients, arguments.seconds)
                 stop(process)
         name = row_name(f"catalogue replaced every {arguments.reload_every:g} s, then SIGTERM", arguments.clients[-1])
-        metrics[name] = disturb(pool, model, smaller, histories, arguments.clients[-1], arguments.seconds, arguments.reload_every)
+        metrics[name] = disturb(pool, model, gone, histories, arguments.clients[-1], arguments.seconds, arguments.reload_every)
     threads = os.environ.get("OMP_NUM_THREADS", "torch's choice")
     envelope = result_envelope(
         metrics,
@@ -133,17 +135,17 @@ def random_model(folder: Path, items: int, seed: int) -> Path:
     return folder
 
 
-def prepare(model: Path, smaller: Path, seed: int) -> tuple[Path, list[list[str]]]:
-    """A tokenizer folder with a hundredth of the items gone, and histories of 1 to 20 of the others."""
-    tokenizer = open_tokenizer(model)
-    ids = np.array(tokenizer.item_ids)
+def prepare(model: Path, seed: int) -> tuple[list[str], list[list[str]]]:
+    """A hundredth of the items, which will come and go, and histories of 1 to 20 of the others."""
+    catalogue = model / ITEM_IDS_FILE  # either kind of model has it
+    if not catalogue.is_file():
+        raise CEMGError(f"{catalogue}: no such file; name a model folder with --model")
+    ids = np.array(json.loads(catalogue.read_text(encoding="utf-8")))
     generator = np.random.default_rng(seed)
     order = generator.permutation(len(ids))
     gone, kept = np.split(order, [max(1, len(ids) // 100)])
-    tokenizer.remove_items(ids[gone].tolist())
-    tokenizer.save_pretrained(smaller)
     lengths = generator.integers(1, 21, HISTORIES)
-    return smaller, [ids[generator.choice(kept, length)].tolist() for length in lengths]
+    return ids[gone].tolist(), [ids[generator.choice(kept, length)].tolist() for length in lengths]
 
 
 @contextmanager
@@ -187,26 +189,28 @@ def measure(pool: ProcessPoolExecutor, address: str, histories: list[list[str]],
 
 
 def disturb(
-    pool: ProcessPoolExecutor, model: Path, smaller: Path, histories: list[list[str]], clients: int, seconds: float, every: float
+    pool: ProcessPoolExecutor, model: Path, gone: list[str], histories: list[list[str]], clients: int, seconds: float, every: float
 ) -> dict[str, Any]:
     """The row in which catalogues come and go for `seconds`, and the service is told to stop while all clients are asking."""
     with service(model, []) as (process, address):
         load: Future[Load] = pool.submit(generate, address, histories, clients, None)
         while not batch_counts(address)[0] and not load.done():  # the clients are on their way
             time.sleep(0.05)
-        reloads = asyncio.run(replace_catalogues(address, [smaller, model], seconds + WARM_UP, every))
+        changes = asyncio.run(replace_catalogues(address, gone, seconds + WARM_UP, every))
         batches, batched = batch_counts(address)
         status = stop(process)
-        return summarise(load.result()) | {"mean_batch": round(batched / batches, 2), "reloads": reloads, "exit_status": status}
+        return summarise(load.result()) | {"mean_batch": round(batched / batches, 2), "changes": changes, "exit_status": status}
 
 
-async def replace_catalogues(address: str, folders: list[Path], seconds: float, every: float) -> int:
-    """Number of reloads in `seconds`, one folder after the other."""
+async def replace_catalogues(address: str, gone: list[str], seconds: float, every: float) -> int:
+    """Number of changes in `seconds`: items go, then the model's folder is read again, and so on."""
+    changes: list[tuple[str, str, Any]] = [("DELETE", "/catalogue/items", {"item_ids": gone}), ("POST", "/catalogue/reload", None)]
     headers = {"Authorization": f"Bearer {TOKEN}"}
     until, count = time.monotonic() + seconds, 0
     async with aiohttp.ClientSession(address, headers=headers, raise_for_status=True) as session:
         while time.monotonic() < until:
-            async with session.post("/catalogue/reload", json={"folder": str(folders[count % len(folders)].resolve())}):
+            method, path, body = changes[count % 2]
+            async with session.request(method, path, json=body):
                 count += 1
             await asyncio.sleep(every)
     return count

@@ -481,14 +481,14 @@ def serve(
     new_item_dense: Annotated[float, _serving("new_item_dense")] = ServingConfig.new_item_dense,
     new_item_likelihood: Annotated[float, _serving("new_item_likelihood")] = ServingConfig.new_item_likelihood,
 ) -> None:
-    """Answer recommendations over HTTP: batched, with health, metrics, and a catalogue that changes while it answers."""
+    """Answer recommendations over HTTP: batched, with health, metrics, and a catalogue that changes. Also by SASRec or GRU4Rec."""
     try:
         from .serving.server import listen
         from .serving.server import serve as serve_requests
         from .serving.service import RecommendService
     except ModuleNotFoundError as error:
         raise CEMGError(f"`cemg serve` needs {error.name}, which is not installed; pip install 'cemg-hf[serve]'") from error
-    from .serving.loading import load_model, load_titles
+    from .serving.loading import load_recommender, load_titles
 
     config = ServingConfig(
         max_batch_size=max_batch_size,
@@ -507,7 +507,7 @@ def serve(
         new_item_likelihood=new_item_likelihood,
     )
     service = RecommendService(
-        lambda: load_model(model, device, dtype),
+        lambda: load_recommender(model, device, dtype),
         config,
         folder=Path(model) if Path(model).is_dir() else None,
         load_titles=lambda: load_titles(items),

@@ -237,13 +237,12 @@ def test_what_needs_codes_says_so_of_a_network_over_whole_items(cemg: Command, n
         ("evaluate", shop / "shop.yaml", "--dataset", dataset, "--model", network, *output),
         ("add-items", network, "--items", shop / "items.parquet", "--features", tmp_path, *output),
         ("demo", network),
-        ("serve", network, "--port", 0),
         ("export", network.parent, *output),
         ("publish", network.parent, "--repo", "org/shop", "--dry-run"),
     ):
         message = fails(cemg, *arguments)
         assert message.startswith(f"error: {network}: a sasrec model ranks whole items and has no item codes, which this needs")
-        assert "recommend with it by `cemg recommend`" in message
+        assert "recommend with it by `cemg recommend` or `cemg serve`" in message
         assert "`cemg run … --system`" in message
     assert not (tmp_path / "output").exists()
 
@@ -252,6 +251,7 @@ def test_options_of_codes_are_refused_for_a_network_over_whole_items(cemg: Comma
     message = fails(cemg, "recommend", network, "item-01", "--num-beams", 30)
     assert "--num-beams: is for models that write codes" in message
     assert "--new-item-boost" in fails(cemg, "recommend", network, "item-01", "--new-item-boost", 1)
+    assert "new_item_boost: is for models that write codes" in fails(cemg, "serve", network, "--port", 0, "--new-item-boost", 1)
     users = tmp_path / "users.parquet"
     pl.DataFrame({"user_id": ["a"], "history": [["item-01"]]}).write_parquet(users)
     files = ("--histories", users, "--output", tmp_path / "recs")

@@ -16,6 +16,7 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.utils import cached_file
 
 from .cemg.dense_cemg import DenseSettings, next_item_loss
+from .cemg.recommendation_cemg import NOTHING, ItemLists
 from .cemg.search_cemg import evaluating
 from .cemg.tokenization_cemg import CEMGTokenizer
 
@@ -127,6 +128,8 @@ class NextItemModel(PreTrainedModel):
         k: int = 10,
         *,
         exclude_history: bool = False,
+        allowed_items: ItemLists | None = None,
+        denied_items: ItemLists | None = None,
         batch_size: int = 64,
         on_unknown: str = "error",
     ) -> list[ScoredItem] | list[list[ScoredItem]]:
@@ -136,32 +139,56 @@ class NextItemModel(PreTrainedModel):
             histories: item ids, oldest first, of one user or of a list of users. An empty history is a new user.
             k: items per list; the list is shorter only when fewer items are possible.
             exclude_history: leave out every item of the given history, also those before the last `max_history`.
+            allowed_items: recommend these items only: item ids for all histories, or one list (or None) for each.
+            denied_items: never recommend these; given likewise. Lists, filters and history compose.
             batch_size: users per forward pass.
-            on_unknown: item ids that are not in the catalogue raise ("error") or are left out ("skip").
+            on_unknown: item ids that are not in the catalogue raise ("error") or are left out of histories and lists ("skip").
 
         Returns: one list of `ScoredItem(item_id, score)` per history, best first; for one history just its list.
 
         Raises:
-            ValueError: no catalogue, k or batch_size < 1, or unknown item ids.
+            ValueError: no catalogue, k or batch_size < 1, unknown item ids, or lists that are not one per history.
         """
         if k < 1 or batch_size < 1:
             raise ValueError(f"k must be at least 1, and batch_size too; got {k} and {batch_size}")
         single = CEMGTokenizer.is_one_history(histories)
         batch: list[Sequence[str]] = [histories] if single else list(histories)  # type: ignore[list-item]
         known = [self.item_indices(history, on_unknown) for history in batch]
-        ids = list(self._index)
+        hidden = [NOTHING if rows is None else rows for rows in self._rows("denied_items", denied_items, len(batch), on_unknown)]
+        if exclude_history:
+            hidden = [torch.cat(rows) for rows in zip(hidden, known, strict=True)]
+        allowed = self._rows("allowed_items", allowed_items, len(batch), on_unknown)
+        ids = self.item_ids
+        assert ids is not None  # or the histories had been refused
         lists: list[list[ScoredItem]] = []
         for first in range(0, len(known), batch_size):
-            part = known[first : first + batch_size]
-            scores = self.scores(_padded([rows[-self.config.max_history :] for rows in part], -1).to(self.device))
-            if exclude_history:  # padding stands in one more column, which is cut off again
-                left_out = scores.new_zeros(len(part), len(ids) + 1, dtype=torch.bool)
-                left_out.scatter_(1, _padded(part, len(ids)).to(self.device), True)
-                scores = scores.masked_fill(left_out[:, :-1], -torch.inf)
+            part = slice(first, first + batch_size)
+            scores = self.scores(_padded([rows[-self.config.max_history :] for rows in known[part]], -1).to(self.device))
+            if any(len(rows) for rows in hidden[part]):
+                scores.masked_fill_(_marked(hidden[part], scores), -torch.inf)
+            if any(rows is not None for rows in allowed[part]):
+                restricted = torch.tensor([rows is not None for rows in allowed[part]], device=scores.device)
+                inside = _marked([NOTHING if rows is None else rows for rows in allowed[part]], scores)
+                scores.masked_fill_(~inside & restricted[:, None], -torch.inf)
             best, items = scores.topk(min(k, len(ids)), dim=1)
             for values, row in zip(best.tolist(), items.tolist(), strict=True):
                 lists.append([ScoredItem(ids[item], score) for item, score in zip(row, values, strict=True) if score > -torch.inf])
         return lists[0] if single else lists
+
+    def _rows(self, name: str, lists: ItemLists | None, histories: int, on_unknown: str) -> list[Tensor | None]:
+        """Item indices of each history's list; None where it has none."""
+        if lists is None:
+            return [None] * histories
+        if isinstance(lists, str):
+            raise ValueError(f"{name} is a list of item ids, got the string {lists!r}; write [{lists!r}]")
+        try:
+            if all(isinstance(entry, str) for entry in lists):
+                return [self.item_indices(lists, on_unknown)] * histories  # type: ignore[arg-type]
+            if len(lists) != histories:
+                raise ValueError(f"{len(lists)} lists for {histories} histories; give one list (or None) for each, or one of ids for all")
+            return [None if entry is None else self.item_indices(entry, on_unknown) for entry in lists]
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
@@ -199,3 +226,11 @@ class NextItemModel(PreTrainedModel):
 def _padded(rows: list[Tensor], value: int) -> Tensor:
     """(rows, longest) int64, padded at the end."""
     return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
+
+
+def _marked(rows: list[Tensor], scores: Tensor) -> Tensor:
+    """(B, N) bool on the device of the scores (B, N): True at the item indices of each row."""
+    size, num_items = scores.shape
+    marked = scores.new_zeros(size, num_items + 1, dtype=torch.bool)  # padding stands in one more column, which is cut off again
+    marked.scatter_(1, _padded(rows, num_items).to(scores.device), True)
+    return marked[:, :-1]

@@ -35,7 +35,7 @@ T = TypeVar("T")
 NEW_ITEMS_SHOWN = 100
 PROBLEMS = {
     413: "The body is too large.",
-    422: "The body is wrong, or names unknown items.",
+    422: "The body is wrong, names unknown items, or has settings that mean nothing to the model that is served.",
     429: "The queue is full; Retry-After says when to come back.",
     503: "The model is being loaded, or the service is stopping.",
     504: "No answer before the deadline.",
@@ -123,8 +123,8 @@ def state_routes(service: RecommendService) -> APIRouter:
         """The catalogue that is recommended from."""
         service.check_ready()
         current = service.recommender.catalogue
-        new = current.tokenizer.new_items.nonzero().flatten().tolist()
-        latest = [current.tokenizer.item_ids[row] for row in new[-NEW_ITEMS_SHOWN:]]
+        new = current.new_item_ids
+        latest = list(new[-NEW_ITEMS_SHOWN:])
         return CatalogueState(items=len(current.known), fingerprint=current.fingerprint, new_items=len(new), new_item_ids=latest)
 
     return router
@@ -143,9 +143,12 @@ def admin_routes(service: RecommendService, token: str) -> APIRouter:
 
     @router.post("/items")
     async def add_items(request: AddRequest) -> ItemsAdded:
-        """Add items to the catalogue of this process; nothing is retrained and no code changes."""
-        added, now = await _changed(service.keeper.add(request.item_ids, request.vectors, request.masks, request.collaborative))
-        return ItemsAdded(items=len(now.known), fingerprint=now.fingerprint, moved=added.moved)
+        """Add items to the catalogue of this process; nothing is retrained and no code changes.
+
+        A network over whole items (SASRec, GRU4Rec) takes none, and answers 422.
+        """
+        moved, now = await _changed(service.keeper.add(request.item_ids, request.vectors, request.masks, request.collaborative))
+        return ItemsAdded(items=len(now.known), fingerprint=now.fingerprint, moved=moved)
 
     @router.delete("/items")
     async def remove_items(request: RemoveRequest) -> CatalogueChange:

@@ -6,19 +6,15 @@ Changes live in this process. What shall outlast it belongs into a model folder 
 from __future__ import annotations
 
 import asyncio
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import CEMGError
-from ..models.cemg import AddedItems, CEMGTokenizer
-from ..training.loading import open_tokenizer
 from .batching import Batcher
 from .metrics import ServingMetrics
-from .recommender import Catalogue, Recommender
-
-READING_ATTEMPTS = 3
+from .ranker import Catalogue
+from .recommender import Recommender
 
 
 class CatalogueKeeper:
@@ -40,75 +36,44 @@ class CatalogueKeeper:
 
     async def add(
         self, item_ids: Sequence[str], vectors: Mapping[str, Any], masks: Mapping[str, Any] | None, collaborative: str
-    ) -> tuple[AddedItems, Catalogue]:
-        """As `CEMGTokenizer.add_items`; also the catalogue with them.
+    ) -> tuple[int, Catalogue]:
+        """As `Catalogue.add`.
 
         Raises:
             ValueError: see there. The catalogue stays as it was, here and below.
         """
-        added: list[AddedItems] = []
+        moved: list[int] = []
 
-        def change() -> CEMGTokenizer:
-            tokenizer = self._copy()
-            added.append(tokenizer.add_items(item_ids, vectors, masks, collaborative=collaborative))
-            return tokenizer
+        def change(now: Catalogue) -> Catalogue:
+            beside, after = now.add(item_ids, vectors, masks, collaborative)
+            moved.append(beside)
+            return after
 
         catalogue = await self._replace("add", change)
-        return added[0], catalogue
+        return moved[0], catalogue
 
     async def remove(self, item_ids: Sequence[str]) -> Catalogue:
-        """As `CEMGTokenizer.remove_items`.
+        """The catalogue without some items.
 
         Raises:
             ValueError: see there.
         """
-
-        def change() -> CEMGTokenizer:
-            tokenizer = self._copy()
-            tokenizer.remove_items(item_ids)
-            return tokenizer
-
-        return await self._replace("remove", change)
+        return await self._replace("remove", lambda now: now.remove(item_ids))
 
     async def reload(self, folder: Path | None = None) -> Catalogue:
         """Read the catalogue again, from the model's folder or another one; changes made here since are gone.
 
         Raises:
-            ValueError: no folder to read, no tokenizer in it, or one of another model.
+            ValueError: no folder to read, no catalogue in it, or one of another model.
         """
         source = folder or self.folder
         if source is None:
             raise CEMGError("folder: the model came from the Hub; name the folder to read the catalogue from")
-        return await self._replace("reload", lambda: read_unchanged(source))
+        return await self._replace("reload", lambda now: now.reread(source))
 
-    def _copy(self) -> CEMGTokenizer:
-        # Shallow, because a tokenizer replaces its catalogue as a whole: what changes in the copy leaves the one in use alone.
-        return copy.copy(self.recommender.catalogue.tokenizer)
-
-    async def _replace(self, kind: str, make: Callable[[], CEMGTokenizer]) -> Catalogue:
+    async def _replace(self, kind: str, change: Callable[[Catalogue], Catalogue]) -> Catalogue:
         async with self._one_at_a_time:
             with self.metrics.change(kind):
-                catalogue = await asyncio.to_thread(lambda: Catalogue(make()))
-                await self.batcher.between_batches(lambda: self.recommender.use(catalogue))
+                catalogue = await asyncio.to_thread(change, self.recommender.catalogue)
+                await self.batcher.between_batches(lambda: self.recommender.ranker.use(catalogue))
             return catalogue
-
-
-def read_unchanged(folder: Path) -> CEMGTokenizer:
-    """The tokenizer of a folder, whose files did not change while they were read: a catalogue of old ids and new codes would recommend
-    wrong items without a word.
-
-    Raises:
-        CEMGError: no tokenizer there, or files that keep changing.
-    """
-    for _ in range(READING_ATTEMPTS):
-        before = _state(folder)
-        tokenizer = open_tokenizer(folder)
-        if _state(folder) == before:
-            return tokenizer
-    raise CEMGError(f"{folder}: the tokenizer's files change while they are read; reload when whoever writes them has finished")
-
-
-def _state(folder: Path) -> list[tuple[int, int, int]]:
-    paths = [folder / name for name in CEMGTokenizer.vocab_files_names.values()]
-    found = [path.stat() for path in paths if path.is_file()]
-    return [(state.st_ino, state.st_size, state.st_mtime_ns) for state in found]

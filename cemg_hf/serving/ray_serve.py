@@ -21,7 +21,7 @@ from ray.serve import Application
 from ..settings import from_mapping
 from .app import create_app
 from .config import ServingConfig
-from .loading import load_model, load_titles
+from .loading import load_recommender, load_titles
 from .service import RecommendService
 
 
@@ -49,7 +49,7 @@ class RecommendDeployment:
     def __init__(self, arguments: dict[str, Any]) -> None:
         given = DeploymentArguments(**arguments)
         self.service = RecommendService(
-            lambda: load_model(given.model, given.device, given.dtype),
+            lambda: load_recommender(given.model, given.device, given.dtype),
             from_mapping(ServingConfig, given.settings, "settings"),
             folder=Path(given.model) if Path(given.model).is_dir() else None,
             load_titles=lambda: load_titles(given.items),

@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_model, model_validator
 
 from .config import ServingConfig
-from .recommender import Query
+from .ranker import Query
 
 MAX_ID_LENGTH = 512
+OF_CODES = " For models that write item codes; a network over whole items (SASRec, GRU4Rec) answers 422."
 ItemId = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_LENGTH)]
 
 
@@ -25,13 +26,17 @@ class RecommendRequest(Body):
     history: list[ItemId] = Field(default=[], description="Item ids in chronological order; empty for a new user.")
     k: int = Field(default=10, ge=1, description="Items to recommend.")
     exclude_history: bool = Field(default=False, description="Leave out the items of the history.")
-    num_beams: int | None = Field(default=None, ge=1, description="Beams of the search, at least k.")
+    num_beams: int | None = Field(default=None, ge=1, description="Beams of the search, at least k." + OF_CODES)
     on_unknown: Literal["error", "skip"] = Field(default="error", description="Item ids that the catalogue lacks: 422, or left out.")
     allowed_items: list[ItemId] | None = Field(default=None, description="Recommend these items only.")
     denied_items: list[ItemId] | None = Field(default=None, description="Never recommend these items.")
 
-    max_per_first_code: int | None = Field(default=None, ge=1, description="Items of one branch of the catalogue (first code), at most.")
-    min_first_codes: int | None = Field(default=None, ge=1, description="Different branches of the catalogue in the list, at least.")
+    max_per_first_code: int | None = Field(
+        default=None, ge=1, description="Items of one branch of the catalogue (first code), at most." + OF_CODES
+    )
+    min_first_codes: int | None = Field(
+        default=None, ge=1, description="Different branches of the catalogue in the list, at least." + OF_CODES
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> RecommendRequest:
@@ -60,7 +65,10 @@ def limited(config: ServingConfig) -> type[RecommendRequest]:
 
 class RecommendedItem(BaseModel):
     item_id: str
-    score: float = Field(description="Σ log p of the item's codes.")
+    score: float = Field(
+        description="Σ log p of the item's codes, mixed with a dense tower's log p where the model has one; "
+        "of a network over whole items the product of the history's state and the item's vector."
+    )
     title: str | None = None
 
 
@@ -73,7 +81,7 @@ class RecommendAnswer(BaseModel):
 class CatalogueState(BaseModel):
     items: int
     fingerprint: str
-    new_items: int = Field(description="Items that came after the model was trained.")
+    new_items: int = Field(description="Items that came after the model was trained; none of a network over whole items.")
     new_item_ids: list[str] = Field(description="The latest of them.")
 
 

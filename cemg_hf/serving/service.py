@@ -9,12 +9,14 @@ from typing import Literal
 
 from ..errors import CEMGError
 from ..models.cemg import CEMGForConditionalGeneration
+from ..models.next_item import NextItemModel
 from .batching import Batcher, ClosedError, QueueFullError, TooLateError
 from .catalogue import CatalogueKeeper
 from .config import ServingConfig
 from .metrics import ServingMetrics
 from .problems import Problem
-from .recommender import Found, Query, Recommender, UnknownItems
+from .ranker import Query
+from .recommender import Found, Recommender, UnknownItems
 
 State = Literal["loading", "ready", "stopping", "failed"]
 
@@ -37,7 +39,7 @@ class RecommendService:
 
     def __init__(
         self,
-        load: Callable[[], CEMGForConditionalGeneration],
+        load: Callable[[], CEMGForConditionalGeneration | NextItemModel],
         config: ServingConfig,
         *,
         folder: Path | None = None,
@@ -55,7 +57,7 @@ class RecommendService:
         self._folder = folder
         self.batcher: Batcher[Query, Found | UnknownItems] = Batcher(
             lambda queries: self.recommender.answer(queries),
-            Recommender.group,
+            lambda query: self.recommender.ranker.group(query),
             max_batch_size=config.max_batch_size,
             max_wait=config.max_wait_ms / 1000,
             queue_size=config.queue_size,
@@ -109,9 +111,10 @@ class RecommendService:
         """Answers to queries that came in one request: all of them, or a problem.
 
         Raises:
-            Problem: 422 unknown items, 429 queue full, 503 not ready, 504 too late.
+            Problem: 422 unknown items or settings of another kind of model, 429 queue full, 503 not ready, 504 too late.
         """
         self.check_ready()
+        self._check_settings(queries)
         try:
             answers = await self.batcher.submit(queries, self.config.deadline_seconds)
         except QueueFullError as error:
@@ -126,11 +129,24 @@ class RecommendService:
             raise _unknown_items(answers)
         return found
 
+    def _check_settings(self, queries: Sequence[Query]) -> None:
+        """Raises Problem: 422, where a query has settings that mean nothing to the model."""
+        refused = [(row, name, why) for row, query in enumerate(queries) for name, why in self.recommender.ranker.refused(query).items()]
+        if refused:
+            errors = [{"loc": [*_place(row, len(queries)), name], "msg": why} for row, name, why in refused]
+            more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+            raise Problem(422, f"{refused[0][1]}: {refused[0][2]}{more}", errors=errors)
+
+
+def _place(row: int, queries: int) -> list[str | int]:
+    """Where a query stands in the body."""
+    return ["body", row] if queries > 1 else ["body"]
+
 
 def _unknown_items(answers: Sequence[Found | UnknownItems]) -> Problem:
     wrong = {row: answer.unknown for row, answer in enumerate(answers) if isinstance(answer, UnknownItems)}
     unknown = list(dict.fromkeys(item_id for ids in wrong.values() for item_id in ids))
     more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-    errors = [{"loc": ["body", row] if len(answers) > 1 else ["body"], "msg": "unknown items", "unknown": wrong[row]} for row in wrong]
+    errors = [{"loc": _place(row, len(answers)), "msg": "unknown items", "unknown": wrong[row]} for row in wrong]
     detail = f"item id {unknown[0]!r}{more} is not in the catalogue; correct it, or send on_unknown='skip' to leave unknown items out"
     return Problem(422, detail, unknown=unknown, errors=errors)

@@ -59,8 +59,8 @@ def generator_class(model: str | Path) -> type[CEMGForConditionalGeneration]:
     kind = _kind(model)
     if kind in NETWORKS:
         raise ValueError(
-            f"a {kind} model ranks whole items and has no item codes, which this needs; recommend with it by `cemg recommend`, or in "
-            "Python by AutoModel.from_pretrained(…).recommend, and measure it by `cemg run … --system`"
+            f"a {kind} model ranks whole items and has no item codes, which this needs; recommend with it by `cemg recommend` or "
+            "`cemg serve`, or in Python by AutoModel.from_pretrained(…).recommend, and measure it by `cemg run … --system`"
         )
     if kind not in GENERATORS:
         raise ValueError(_unknown_kind(kind, GENERATORS))

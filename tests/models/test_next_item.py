@@ -6,6 +6,8 @@ import json
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
@@ -16,6 +18,7 @@ from cemg_hf.models.sasrec import SASRecConfig, SASRecForNextItem
 
 NUM_ITEMS = 20
 HISTORIES = [["i3", "i1", "i4"], [], ["i1"], [f"i{item}" for item in range(9)]]
+SOME_IDS = st.lists(st.sampled_from([*(f"i{item}" for item in range(NUM_ITEMS)), "gone"]), max_size=12)
 
 
 def sasrec(**settings) -> NextItemModel:
@@ -95,6 +98,34 @@ def test_excluded_histories_never_come_out_also_where_they_were_cut_off(model: N
     assert model.recommend(model.item_ids, exclude_history=True) == []
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    kind=st.sampled_from([sasrec, gru4rec]),
+    histories=st.lists(SOME_IDS, min_size=1, max_size=5),
+    k=st.integers(1, NUM_ITEMS + 3),
+    exclude_history=st.booleans(),
+    batch_size=st.integers(1, 5),
+    data=st.data(),
+)
+def test_filtered_lists_are_those_of_all_scores_filtered_and_sorted(kind, histories, k, exclude_history, batch_size, data) -> None:
+    torch.manual_seed(0)
+    model = kind()
+    model.item_ids = [f"i{item}" for item in range(NUM_ITEMS)]
+    # No list, one for all, or one or none for each.
+    lists = st.none() | SOME_IDS | st.lists(st.none() | SOME_IDS, min_size=len(histories), max_size=len(histories))
+    given_lists = {"allowed_items": data.draw(lists), "denied_items": data.draw(lists)}
+    options = {"k": k, "exclude_history": exclude_history, "batch_size": batch_size, "on_unknown": "skip"}
+    for row, (history, found) in enumerate(zip(histories, model.recommend(histories, **options, **given_lists), strict=True)):
+        allowed, denied = (ids if ids is None or all(isinstance(entry, str) for entry in ids) else ids[row] for ids in given_lists.values())
+        places = [int(item[1:]) for item in history if item != "gone"]
+        scores = dict(zip(model.item_ids, model.scores(padded(places[-5:]))[0].tolist(), strict=True))
+        left_out = {*(denied or ()), *(history if exclude_history else ())}
+        possible = [item for item in scores if item not in left_out and (allowed is None or item in allowed)]
+        best = sorted(possible, key=lambda item: -scores[item])[:k]
+        assert [item.item_id for item in found] == best
+        assert [item.score for item in found] == pytest.approx([scores[item] for item in best], abs=1e-5)
+
+
 def test_batches_change_nothing_and_unknown_items_may_be_left_out(model: NextItemModel) -> None:
     expected = model.recommend(HISTORIES, k=6, exclude_history=True)
     for size in (1, 2, 3):
@@ -112,6 +143,9 @@ def test_batches_change_nothing_and_unknown_items_may_be_left_out(model: NextIte
         (["i1"], {"on_unknown": "ignore"}, "'error' or 'skip'"),
         ("i1", {}, "got the string 'i1'"),
         ([["i1"], "i2"], {}, "not a mixture"),
+        (["i1"], {"allowed_items": "i1"}, r"allowed_items is a list of item ids, got the string 'i1'; write \['i1'\]"),
+        (["i1"], {"denied_items": ["gone"]}, "denied_items: item id 'gone' is not among the 20 items"),
+        ([["i1"], ["i2"]], {"denied_items": [["i1"]]}, "denied_items: 1 lists for 2 histories"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(model: NextItemModel, histories, options, message) -> None:

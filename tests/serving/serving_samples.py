@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from fastapi.testclient import TestClient
 from generator_samples import generator, item_tokenizer, rqvae_parts
 
-from cemg_hf import CEMGForConditionalGeneration, Recommendation
+from cemg_hf import (
+    CEMGForConditionalGeneration,
+    GRU4RecConfig,
+    GRU4RecForNextItem,
+    Recommendation,
+    SASRecConfig,
+    SASRecForNextItem,
+)
+from cemg_hf.models.next_item import NextItemModel
 from cemg_hf.serving.app import create_app
 from cemg_hf.serving.config import ServingConfig
-from cemg_hf.serving.recommender import Query
+from cemg_hf.serving.ranker import Query
 from cemg_hf.serving.service import RecommendService
 
 PATIENCE = 60.0
@@ -28,10 +37,19 @@ def small_model(num_items: int = 60) -> CEMGForConditionalGeneration:
     return generator(item_tokenizer(num_items, **rqvae_parts()))
 
 
+def small_network(kind: str = "sasrec", num_items: int = 60) -> NextItemModel:
+    """A network over the whole items of `small_model`."""
+    torch.manual_seed(0)
+    size = {"num_items": num_items, "hidden_size": 8, "max_history": 5}
+    network: NextItemModel = SASRecForNextItem(SASRecConfig(**size)) if kind == "sasrec" else GRU4RecForNextItem(GRU4RecConfig(**size))
+    network.item_ids = [f"item{row}" for row in range(num_items)]
+    return network.eval()
+
+
 class HeldModel:
     """A model that answers only while `go` is set; `busy` says that it was asked."""
 
-    def __init__(self, model: CEMGForConditionalGeneration) -> None:
+    def __init__(self, model: CEMGForConditionalGeneration | NextItemModel) -> None:
         self.go, self.busy = threading.Event(), threading.Event()
         self.go.set()
         self.model = model
@@ -48,8 +66,17 @@ class HeldModel:
         return self._recommend(*arguments, **options)
 
 
-def one_by_one(model: CEMGForConditionalGeneration, query: Query) -> list[Recommendation]:
+def one_by_one(model: CEMGForConditionalGeneration | NextItemModel, query: Query) -> list[Recommendation]:
     """What the model itself recommends."""
+    if isinstance(model, NextItemModel):
+        return model.recommend(  # type: ignore[return-value]
+            list(query.history),
+            k=query.k,
+            exclude_history=query.exclude_history,
+            on_unknown=query.on_unknown,
+            allowed_items=query.allowed_items,
+            denied_items=query.denied_items,
+        )
     return model.recommend(  # type: ignore[return-value]
         list(query.history),
         k=query.k,
@@ -62,18 +89,23 @@ def one_by_one(model: CEMGForConditionalGeneration, query: Query) -> list[Recomm
     )
 
 
-def same_ranking(found: list[Recommendation], expected: list[Recommendation], tolerance: float = 1e-4) -> bool:
+def same_ranking(found: Sequence[tuple[str, float]], expected: Sequence[tuple[str, float]], tolerance: float = 1e-4) -> bool:
     """Equal scores place by place, and equal items except where two scores are as good as equal."""
-    if len(found) != len(expected) or any(abs(a.score - b.score) > tolerance for a, b in zip(found, expected, strict=True)):
+    if len(found) != len(expected) or any(abs(a - b) > tolerance for (_, a), (_, b) in zip(found, expected, strict=True)):
         return False
     place = {item_id: rank for rank, (item_id, _) in enumerate(expected)}
-    last = expected[-1].score if expected else 0.0
-    return all(abs(score - (expected[place[i]].score if i in place else last)) <= tolerance for i, score in found)
+    last = expected[-1][1] if expected else 0.0
+    return all(abs(score - (expected[place[i]][1] if i in place else last)) <= tolerance for i, score in found)
 
 
 @contextmanager
 def served(
-    load: Callable[[], CEMGForConditionalGeneration], *, folder: Path | None = None, admin: bool = True, ready: bool = True, **settings: Any
+    load: Callable[[], CEMGForConditionalGeneration | NextItemModel],
+    *,
+    folder: Path | None = None,
+    admin: bool = True,
+    ready: bool = True,
+    **settings: Any,
 ) -> Iterator[tuple[TestClient, RecommendService]]:
     """A running service and a client for it."""
     service = RecommendService(load, ServingConfig(**settings), folder=folder, load_titles=lambda: {"item1": "One"})

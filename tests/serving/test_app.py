@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
-from serving_samples import ADMIN, HeldModel, same_ranking, served, small_model, wait_for
+from serving_samples import ADMIN, HeldModel, same_ranking, served, small_model, small_network, wait_for
 from stream_samples import growing_stream_tokenizer, raw_vectors, stream_generator
 
 from cemg_hf import Recommendation
 from cemg_hf.errors import CEMGError
-from cemg_hf.serving.loading import load_model
+from cemg_hf.serving.loading import load_model, load_recommender
 
 LIMITS = {"max_history": 6, "max_k": 25, "max_beams": 40, "max_filter": 5, "max_requests": 4, "max_body_mb": 0.002}
 
@@ -74,6 +74,66 @@ def test_code_streams_are_served_and_grow(tmp_path: Path) -> None:
         assert {entry["item_id"] for entry in only} == {"new0", "item1"}
         assert client.post("/catalogue/reload", headers=ADMIN).status_code == 200
         assert client.get("/catalogue").json()["new_items"] == 0
+
+
+@pytest.mark.parametrize("kind", ["sasrec", "gru4rec"])
+def test_networks_over_whole_items_are_served_from_their_folders(tmp_path: Path, kind: str) -> None:
+    network = small_network(kind)
+    network.save_pretrained(tmp_path)
+    with served(lambda: load_recommender(str(tmp_path)), folder=tmp_path) as (client, service):
+        filters = {"k": 8, "exclude_history": True, "denied_items": ["item2"], "allowed_items": [f"item{row}" for row in range(12)]}
+        for body in ({}, {"history": ["item1", "item3"]}, {"history": ["item1", "item3"], **filters}):
+            answer = client.post("/recommend", json=body).json()
+            found = [(entry["item_id"], entry["score"]) for entry in answer["recommendations"]]
+            options = {name: value for name, value in body.items() if name != "history"}
+            assert same_ranking(found, network.recommend(body.get("history", []), **options))
+            assert set(answer) == {"recommendations", "unknown", "catalogue"}
+            assert answer["catalogue"] == client.get("/catalogue").json()["fingerprint"] == service.recommender.catalogue.fingerprint
+        titled = client.post("/recommend", json={"allowed_items": ["item1"]}).json()["recommendations"]
+        assert [entry["title"] for entry in titled] == ["One"]
+        unknown = {"history": ["gone", "item1"]}
+        assert problem(client.post("/recommend", json=unknown), 422)["unknown"] == ["gone"]
+        skipped = client.post("/recommend", json={**unknown, "on_unknown": "skip"}).json()
+        assert skipped["unknown"] == ["gone"]
+        assert client.get("/health/ready").json() == {"status": "ready"}
+        samples = counted(client)
+    assert samples["cemg_requests_total", "/recommend", "200"] == 5
+    assert samples["cemg_requests_total", "/recommend", "422"] == 1
+    assert samples["cemg_catalogue_items",] == 60
+
+
+def test_settings_of_codes_are_a_problem_to_a_network_over_whole_items() -> None:
+    with served(small_network) as (client, service):
+        for name in ("num_beams", "max_per_first_code", "min_first_codes"):
+            content = problem(client.post("/recommend", json={name: 10}), 422)
+            assert content["detail"].startswith(f"{name}: is for models that write item codes")
+            assert [error["loc"] for error in content["errors"]] == [["body", name]]
+        content = problem(client.post("/recommend/batch", json=[{}, {"num_beams": 20, "min_first_codes": 2}]), 422)
+        assert [error["loc"] for error in content["errors"]] == [["body", 1, "num_beams"], ["body", 1, "min_first_codes"]]
+        assert "(and 1 more)" in content["detail"]
+        assert service.batcher.length == 0
+
+
+def test_requests_of_every_kind_share_a_pass_of_a_network_over_whole_items() -> None:
+    network = small_network()
+    held = HeldModel(network)
+    bodies = [
+        {"k": 30},
+        {"history": ["item1"], "exclude_history": True},
+        {"allowed_items": ["item5"]},
+        {"denied_items": ["item5"], "k": 60},
+    ]
+    with served(lambda: network, max_wait_ms=0) as (client, service), ThreadPoolExecutor(8) as pool:
+        held.hold()
+        first = pool.submit(client.post, "/recommend", json={})
+        assert held.busy.wait(60)
+        others = [pool.submit(client.post, "/recommend", json=body) for body in bodies]
+        wait_for(lambda: service.batcher.length == 4)
+        held.go.set()
+        answers = [task.result().json()["recommendations"] for task in [first, *others]]
+        samples = counted(client)
+    assert [len(answer) for answer in answers] == [10, 30, 10, 1, 59]
+    assert samples["cemg_batch_size_count",] == 2
 
 
 def test_left_out_settings_are_those_of_recommend(client: TestClient) -> None:
@@ -271,8 +331,16 @@ def test_the_api_is_described_with_its_limits_and_problems(client: TestClient) -
     assert request["history"]["maxItems"] == LIMITS["max_history"]
     assert request["k"]["maximum"] == LIMITS["max_k"]
     assert request["k"]["description"]
+    for name in ("num_beams", "max_per_first_code", "min_first_codes"):
+        assert "a network over whole items (SASRec, GRU4Rec) answers 422" in request[name]["description"]
     assert {"413", "422", "429", "503", "504"} <= set(described["paths"]["/recommend"]["post"]["responses"])
     assert "application/problem+json" in described["paths"]["/recommend"]["post"]["responses"]["429"]["content"]
+
+
+def test_lists_spread_over_branches_are_a_problem_where_new_items_have_beams_of_their_own() -> None:
+    with served(small_model, new_item_boost=0.0) as (client, _):
+        content = problem(client.post("/recommend", json={"k": 5, "max_per_first_code": 2}), 422)
+        assert "max_per_first_code: does not go with the new_item_boost of this service" in content["detail"]
 
 
 def test_routes_that_change_the_catalogue_need_the_token_and_are_absent_without_one(client: TestClient) -> None:

@@ -8,10 +8,8 @@ from typing import Any
 import pytest
 import torch
 from fastapi.testclient import TestClient
-from serving_samples import ADMIN, HeldModel, served, small_model, wait_for
+from serving_samples import ADMIN, HeldModel, served, small_model, small_network, wait_for
 
-from cemg_hf.errors import CEMGError
-from cemg_hf.serving import catalogue
 from cemg_hf.serving.service import RecommendService
 from cemg_hf.training.loading import open_tokenizer
 
@@ -58,6 +56,30 @@ def test_items_are_added_and_removed_as_the_tokenizer_does(running: Served) -> N
     assert client.post("/recommend", json={"history": ["item7"]}).json()["unknown"] == ["item7"]
     answer = client.post("/recommend", json={"k": 60, "num_beams": 60}).json()
     assert {entry["item_id"] for entry in answer["recommendations"]} == set(expected.item_ids)
+
+
+def test_a_network_over_whole_items_loses_items_and_gets_them_back_but_takes_no_new_ones(tmp_path: Path) -> None:
+    small_network().save_pretrained(tmp_path)
+    with served(small_network, folder=tmp_path) as (client, _):
+        before = client.get("/catalogue").json()
+        assert (before["items"], before["new_items"], before["new_item_ids"]) == (60, 0, [])
+        removed = change(client, "DELETE", "/catalogue/items", {"item_ids": ["item7"]})
+        assert removed["items"] == 59
+        assert removed["fingerprint"] != before["fingerprint"]
+        answer = client.post("/recommend", json={"k": 60}).json()
+        assert answer["catalogue"] == removed["fingerprint"]
+        assert {entry["item_id"] for entry in answer["recommendations"]} == {f"item{row}" for row in range(60)} - {"item7"}
+        assert client.post("/recommend", json={"history": ["item7"]}).json()["unknown"] == ["item7"]
+        refused = client.post("/catalogue/items", json=NEW, headers=ADMIN)
+        assert refused.status_code == 422
+        assert "takes no new ones; train it again" in refused.json()["detail"]
+        assert client.get("/catalogue").json()["items"] == 59
+        assert change(client, "POST", "/catalogue/reload") == {name: before[name] for name in ("items", "fingerprint")}
+        assert len(client.post("/recommend", json={"k": 60}).json()["recommendations"]) == 60
+        small_network(num_items=40).save_pretrained(tmp_path / "stranger")
+        stranger = client.post("/catalogue/reload", json={"folder": str(tmp_path / "stranger")}, headers=ADMIN)
+        assert stranger.status_code == 422
+        assert "do not belong together" in stranger.json()["detail"]
 
 
 def test_new_items_are_ranked_by_the_settings_of_the_service(folder: Path) -> None:
@@ -117,32 +139,6 @@ def test_a_model_without_a_folder_needs_one_named(folder: Path) -> None:
     with served(small_model) as (client, _):
         assert client.post("/catalogue/reload", headers=ADMIN).status_code == 422
         assert change(client, "POST", "/catalogue/reload", {"folder": str(folder)})["items"] == 60
-
-
-def test_files_that_change_while_they_are_read_are_read_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torn = open_tokenizer(folder)
-    tokenizer = open_tokenizer(folder)
-    tokenizer.remove_items(["item3"])
-    reads: list[Path] = []
-
-    def read(path: Path) -> Any:
-        reads.append(path)
-        if len(reads) == 1:
-            tokenizer.save_pretrained(folder)  # somebody writes between the first file and the last
-            return torn
-        return open_tokenizer(path)
-
-    monkeypatch.setattr(catalogue, "open_tokenizer", read)
-    assert catalogue.read_unchanged(folder).catalogue_fingerprint == tokenizer.catalogue_fingerprint
-    assert len(reads) == 2
-
-    def never_still(path: Path) -> Any:
-        tokenizer.save_pretrained(folder)
-        return torn
-
-    monkeypatch.setattr(catalogue, "open_tokenizer", never_still)
-    with pytest.raises(CEMGError, match="change while they are read"):
-        catalogue.read_unchanged(folder)
 
 
 def test_an_answer_under_way_finishes_on_the_catalogue_it_began_with() -> None:

@@ -7,9 +7,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from serving_samples import small_model
+from serving_samples import same_ranking, small_model, small_network
 
 from cemg_hf import Recommendation
 
@@ -61,6 +62,36 @@ ray.shutdown()
 """
 
 
+def on_two_replicas(model: Path, catalogue: Path, asked: list[dict[str, Any]]) -> dict[str, Any]:
+    """Answers before and after both replicas have read another catalogue, and how many each gave before."""
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(model), str(catalogue), json.dumps(asked)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        # Ray's workers yield to everybody else, and its proxy has 15 s to start: on a busy machine both end badly.
+        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_worker_niceness": "0"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    result: dict[str, Any] = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))[6:])
+    return result
+
+
+@pytest.mark.slow
+def test_replicas_of_a_network_over_whole_items_answer_as_it_does(tmp_path: Path) -> None:
+    pytest.importorskip("ray.serve", reason="needs Ray Serve: pip install 'cemg-hf[ray]'")
+    network = small_network()
+    network.save_pretrained(tmp_path)
+    asked = [{"history": [f"item{row % 60}", f"item{row % 7}"], "k": 5, "exclude_history": True} for row in range(120)]
+    result = on_two_replicas(tmp_path, tmp_path, asked)
+    assert sum(result["counts"]) == len(asked)
+    assert min(result["counts"]) > 0
+    expected = network.recommend([body["history"] for body in asked], k=5, exclude_history=True)
+    for answers in (result["before"], result["after"]):
+        for ranking, answer in zip(expected, answers, strict=True):
+            assert same_ranking([(entry["item_id"], entry["score"]) for entry in answer["recommendations"]], ranking)
+
+
 @pytest.mark.slow
 def test_two_replicas_answer_as_the_model_and_both_take_a_new_catalogue(tmp_path: Path) -> None:
     pytest.importorskip("ray.serve", reason="needs Ray Serve: pip install 'cemg-hf[ray]'")
@@ -72,16 +103,7 @@ def test_two_replicas_answer_as_the_model_and_both_take_a_new_catalogue(tmp_path
     model.tokenizer.remove_items(["item59"])
     model.tokenizer.save_pretrained(tmp_path / "grown")
     asked = [body for body in requests if "item59" not in body["history"]]
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path / "model"), str(tmp_path / "grown"), json.dumps(asked)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        # Ray's workers yield to everybody else, and its proxy has 15 s to start: on a busy machine both end badly.
-        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_worker_niceness": "0"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    result = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))[6:])
+    result = on_two_replicas(tmp_path / "model", tmp_path / "grown", asked)
     wanted = [ranking for body, ranking in zip(requests, expected, strict=True) if "item59" not in body["history"]]
     for ranking, answer in zip(wanted, result["before"], strict=True):
         found = [Recommendation(entry["item_id"], entry["score"]) for entry in answer["recommendations"]]

@@ -2,7 +2,10 @@
 
 A table stands between `<!-- results:NAME -->` and `<!-- /results -->` and is made from results/NAME.json. A single figure stands between
 `<!-- value: NAME | key | … | format -->` and `<!-- /value -->`: the keys lead through `metrics` of results/NAME.json (a first key `/key`
-through the file itself), the format is Python's. Figures are never typed in.
+through the file itself), the format is Python's, or `p` for a p-value. What a paired test found stands under `/pairs | A − B | slice`, in
+either order of the two. Figures are never typed in.
+
+    (p <!-- value: beauty | /pairs | cemg − cemg-lightgcn | test_excluding_history | p_holm | p -->.524<!-- /value -->)
 
     python benchmarks/readme_tables.py            write the pages
     python benchmarks/readme_tables.py --check    write nothing; exit status 1 when a page is not what would be written
@@ -14,13 +17,13 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cemg_hf.artefacts import portable
 from cemg_hf.errors import CEMGError
-from cemg_hf.evaluation.report import machine_name, written
+from cemg_hf.evaluation.report import machine_name, written, written_p
 from cemg_hf.evaluation.study_report import format_for_page
 from cemg_hf.training.cold_start import format_cold_start
 
@@ -29,7 +32,11 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 RESULTS = ROOT / "benchmarks" / "results"
 
 SECTION = re.compile(r"(<!-- results:(?P<name>[\w.-]+) -->\n)(?P<body>.*?)(<!-- /results -->)", re.DOTALL)
-VALUE = re.compile(r"(<!-- value: (?P<name>[\w.-]+) \| (?P<keys>[^<>]+) \| (?P<format>[\w.,%]+) -->)(?P<body>[^<>]*)(<!-- /value -->)")
+VALUE = re.compile(
+    r"(<!-- value: (?P<name>[\w.-]+) \| (?P<keys>[^<>]+) \| (?P<format>[\w.,%+]+) -->)(?P<body>(?:[^<]|<(?!!--))*)(<!-- /value -->)"
+)
+P_VALUE = "p"
+"""The format that is not Python's."""
 MARKER = re.compile(r"<!-- (?:results:|/results|value:|/value)")
 NOT_MEASURED = "Not measured yet.\n"
 
@@ -63,11 +70,25 @@ def figure(path: Path, keys: str, form: str) -> str:
     try:
         place: Any = json.loads(path.read_text(encoding="utf-8"))
         place = place[first.removeprefix("/")] if first.startswith("/") else place["metrics"][first]
+        if first == "/pairs":
+            systems, part, *rest = rest
+            place = pair_of(place, systems, part)
         for key in rest:
             place = place[int(key)] if isinstance(place, list) else place[key]
-        return format(place, form)
+        return written_p(place) if form == P_VALUE else format(place, form)
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise CEMGError(f"{path}: has no figure {keys!r} to be written as {form!r} ({type(error).__name__}: {error})") from error
+
+
+def pair_of(pairs: Sequence[Mapping[str, Any]], systems: str, part: str) -> Mapping[str, Any]:
+    """The paired test of "A − B" on a slice; one that was made of B − A is turned round."""
+    a, _, b = systems.partition(" − ")
+    found = [pair for pair in pairs if {pair["a"], pair["b"]} == {a, b} and pair["slice"] == part]
+    if len(found) != 1:
+        raise KeyError(f"{len(found)} paired tests of {systems!r} on {part!r}; write `A − B` as in compare.md")
+    (pair,) = found
+    turned = {"a": a, "b": b, "difference": -pair["difference"], "low": -pair["high"], "high": -pair["low"]}
+    return pair if pair["a"] == a else {**pair, **turned}
 
 
 def table(path: Path) -> str:

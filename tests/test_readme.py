@@ -267,6 +267,72 @@ def test_a_single_figure_is_filled_in_and_a_missing_one_is_an_error(tables: Modu
         tables.fill("<!-- value: one | a -->", tmp_path)
 
 
+PAIR = {"a": "ours, codes only", "b": "theirs", "difference": -0.02, "low": -0.03, "high": 0.01, "p_holm": 0.0364, "slice": "test"}
+STALE = "(p <!-- value: one | /pairs | theirs − ours, codes only | test | p_holm | p -->.5<!-- /value -->)"
+
+
+def test_what_a_pair_differs_by_is_filled_in_either_way_round(tables: ModuleType, tmp_path: Path) -> None:
+    pairs = [PAIR, PAIR | {"slice": "test_cold", "p_holm": 0.0004}, PAIR | {"b": "others", "p_holm": 1.0}]
+    write_json(tmp_path / "one.json", result_envelope({}, command="", seeds=[], seconds=1, pairs=pairs))
+    text = "<!-- value: one | /pairs | {} -->old<!-- /value -->"
+    for keys, expected in (
+        ("ours, codes only − theirs | test | p_holm | p", ".036"),
+        ("theirs − ours, codes only | test | p_holm | p", ".036"),
+        ("ours, codes only − theirs | test_cold | p_holm | p", "< .001"),
+        ("others − ours, codes only | test | p_holm | p", "1.000"),
+        ("ours, codes only − theirs | test | difference | +.3f", "-0.020"),
+        ("theirs − ours, codes only | test | difference | +.3f", "+0.020"),
+        ("theirs − ours, codes only | test | low | +.3f", "-0.010"),
+        ("theirs − ours, codes only | test | high | +.3f", "+0.030"),
+    ):
+        filled = tables.fill(f"({text.format(keys)})", tmp_path)
+        assert filled == f"({text.format(keys).replace('>old<', f'>{expected}<')})"
+        assert tables.fill(filled, tmp_path) == filled, "what is filled in, < among it, is filled in again"
+    for keys in ("theirs − others | test | p_holm | p", "theirs − ours | test_cold_0 | p_holm | p", "theirs | p_holm | p", "a − b | p"):
+        with pytest.raises(CEMGError, match=r"one\.json: has no figure"):
+            tables.fill(text.format(keys), tmp_path)
+    write_json(tmp_path / "one.json", result_envelope({}, command="", seeds=[], seconds=1, pairs=[PAIR, PAIR]))
+    with pytest.raises(CEMGError, match="2 paired tests of 'theirs − ours, codes only' on 'test'"):
+        tables.fill(STALE, tmp_path)
+
+
+def pairs_of(name: str) -> list[dict[str, Any]]:
+    pairs: list[dict[str, Any]] = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())["pairs"]
+    return pairs
+
+
+@pytest.mark.parametrize(
+    ("page", "said", "name", "part", "level"),
+    [
+        ("README.md", "p < .01 after Holm's correction", "beauty", "test_excluding_history", {"cemg-lightgcn"}),
+        ("README.md", "ahead of all of these (p < .02)", "beauty", "test", {"cemg, codes only"}),
+        ("docs/reproducing.md", "paired where lists were kept, p < .001", "yelp", "test", set()),
+    ],
+)
+def test_a_bound_over_several_pairs_holds(tables: ModuleType, page: str, said: str, name: str, part: str, level: set[str]) -> None:
+    """`cemg` is ahead of all that its lists were tested against, with a p below what the page says, but of those that it names."""
+    bound = re.search(r"p < (\.\d+)", said)
+    assert bound is not None
+    assert said in PAGES[page]
+    pairs = pairs_of(name)
+    others = {system for pair in pairs if "cemg" in (pair["a"], pair["b"]) for system in (pair["a"], pair["b"])} - {"cemg"}
+    tests = {other: tables.pair_of(pairs, f"cemg − {other}", part) for other in others}
+    assert len(tests) > 3
+    ahead = {other for other, test in tests.items() if test["difference"] > 0 and test["p_holm"] < float(bound[1])}
+    assert others - ahead == level
+
+
+def test_the_answers_say_of_systems_beside_sasrec_what_was_tested(tables: ModuleType) -> None:
+    rows = re.findall(
+        r"^\|.*?value: ([\w-]+) \| sasrec .*, (ahead|level|behind) \|.*, (ahead|level|behind) \|$", PAGES["docs/faq.md"], re.MULTILINE
+    )
+    assert [name for name, *_ in rows] == ["beauty", "sports", "yelp", "movielens-100k"]
+    for name, *said in rows:
+        tests = [tables.pair_of(pairs_of(name), f"{system} − sasrec", "test_excluding_history") for system in ("cemg, codes only", "cemg")]
+        found = ["level" if test["p_holm"] >= 0.01 else "ahead" if test["difference"] > 0 else "behind" for test in tests]
+        assert said == found, name
+
+
 def slices(hr: float | None) -> dict[str, Any]:
     row = {"hr@5": 0.0, "hr@10": hr, "ndcg@10": None if hr is None else hr / 2, "n": 1700.0}
     return {"test": row, "test_excluding_history": row, "test_cold": row | {"n": 12.0}, "test_cold_0": row}
@@ -359,6 +425,15 @@ def test_check_writes_nothing(tables: ModuleType, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(sys, "argv", [*options, "--check"])
     assert tables.main() == 0
     assert readme.read_text() != SECTION
+
+
+def test_check_finds_a_stale_p_value(tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_json(tmp_path / "one.json", result_envelope({}, command="", seeds=[], seconds=1, pairs=[PAIR]))
+    page = tmp_path / "page.md"
+    monkeypatch.setattr(sys, "argv", ["readme_tables.py", str(page), "--results", str(tmp_path), "--check"])
+    for shown, status in ((".5", 1), (".036", 0), (".037", 1)):
+        page.write_text(STALE.replace("-->.5<", f"-->{shown}<"))
+        assert tables.main() == status
 
 
 # ---- the whole of it ----------------------------------------------------------------------------------------------------------

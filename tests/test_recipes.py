@@ -8,6 +8,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import yaml
 
+from cemg_hf import recipes
 from cemg_hf.data.prepare import prepare
 from cemg_hf.errors import CEMGError
 from cemg_hf.recipes import SYSTEMS, Recipe, compared_systems, load_recipe, overlaid, recipe_names, system_names
@@ -143,13 +144,56 @@ def test_overlaid_merges_sections_and_replaces_everything_else() -> None:
 def test_a_system_that_extends_another_differs_from_it_in_what_it_says(system: str, extended: str) -> None:
     recipe, below = load_recipe("beauty", system=system), load_recipe("beauty", system=extended)
     overlay = read_yaml(SYSTEMS / f"{system}.yaml")
-    assert overlay["extends"] == extended
+    assert overlay == {"extends": [extended, "parts/paper-network"]}
+    network = read_yaml(SYSTEMS / "parts" / "paper-network.yaml")["finetune"]
     assert extended in compared_systems()
     assert system not in compared_systems()
     assert (recipe.encode, recipe.tokenize, recipe.finetune.objective) == (below.encode, below.tokenize, below.finetune.objective)
     assert (recipe.finetune.generator.item_causal, below.finetune.generator.item_causal) == (False, True)
     assert recipe.finetune.generator.codes_from_codebooks == below.finetune.generator.codes_from_codebooks  # which only the other names
-    assert recipe.finetune.loop.epochs == overlay["finetune"]["loop"]["epochs"] > below.finetune.loop.epochs
+    assert recipe.finetune.loop.epochs == network["loop"]["epochs"] > below.finetune.loop.epochs
+
+
+def systems(folder: Path, **overlays: dict[str, Any]) -> Path:
+    """A folder of systems to be laid over recipes; `__` in a name is a folder."""
+    for name, overlay in overlays.items():
+        path = folder / f"{name.replace('__', '/')}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(yaml.safe_dump(overlay))
+    return folder
+
+
+def test_a_system_extends_several_the_later_over_the_earlier(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    one = {"seed": 1, "finetune": {"item_dropout": 0.1, "loop": {"epochs": 1, "batch_size": 1}}}
+    part = {"finetune": {"item_dropout": 0.2, "loop": {"epochs": 2}}}
+    many = {"extends": ["one", "parts/two"], "finetune": {"loop": {"epochs": 3}}}
+    folder = systems(tmp_path, one=one, parts__two=part, single={"extends": "one"}, many=many, further={"extends": "many", "seed": 4})
+    monkeypatch.setattr(recipes, "SYSTEMS", folder)
+    assert system_names() == ["cemg", "further", "many", "one", "single"], "a part is no system"
+    assert compared_systems() == ["cemg", "one"]
+    assert recipes.read_system("single") == one
+    assert recipes.read_system("many") == {"seed": 1, "finetune": {"item_dropout": 0.2, "loop": {"epochs": 3, "batch_size": 1}}}
+    assert recipes.read_system("further") == recipes.read_system("many") | {"seed": 4}
+
+
+@pytest.mark.parametrize(
+    ("overlays", "message"),
+    [
+        ({"a": {"extends": "a"}}, "a.yaml: extends: a → a, which comes back to itself"),
+        (
+            {"a": {"extends": ["b"]}, "b": {"extends": "c"}, "c": {"extends": "b"}},
+            "c.yaml: extends: a → b → c → b, which comes back to itself",
+        ),
+        ({"a": {"extends": ["b", "d"]}, "b": {"seed": 1}}, "a.yaml: extends: a → d, and there is no {folder}/d.yaml"),
+    ],
+)
+def test_a_system_that_extends_itself_or_nothing_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, overlays: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr(recipes, "SYSTEMS", systems(tmp_path, **overlays))
+    with pytest.raises(CEMGError) as raised:
+        load_recipe("sample", system="a")
+    assert str(raised.value) == f"{tmp_path}/{message.format(folder=tmp_path)}"
 
 
 def test_unknown_systems_are_answered_with_the_known_ones() -> None:

@@ -52,6 +52,11 @@ def written(mean: float | None, std: float | None = None, interval: Sequence[flo
     return f"{mean:{form}}" + (f" [{interval[0]:{form}}, {interval[1]:{form}}]" if interval else "")
 
 
+def written_p(value: float) -> str:
+    """ ".036", or "< .001": a p-value."""
+    return "< .001" if value < 0.001 else f"{value:.3f}".removeprefix("0")
+
+
 def machine_name(machine: Mapping[str, Any]) -> str:
     """What `artefacts.machine` found, as tables call it: the accelerator, or the number of cores."""
     return f"{machine['cores']} cores" if machine["accelerator"] == "none" else machine["accelerator"]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from .protocol import EXCLUDING
-from .report import written
+from .report import written, written_p
 
 TABLES: Mapping[str, str] = {
     "written": "Which stream the decoder writes",
@@ -115,9 +115,8 @@ def _difference(test: Mapping[str, Any] | None, rows: Mapping[str, Mapping[str, 
 
 def tested(test: Mapping[str, Any]) -> str:
     """ "−0.0123 [−0.02, −0.01], .004": the difference of users, whose values are means over the seeds of both, and its corrected p."""
-    p = "< .001" if test["p_holm"] < 0.001 else f"{test['p_holm']:.3f}".removeprefix("0")
     numbers = f"{test['difference']:+.4f} [{test['low']:+.4f}, {test['high']:+.4f}]".replace("-", "−")
-    return f"{numbers}, {p}"
+    return f"{numbers}, {written_p(test['p_holm'])}"
 
 
 def _collisions(envelope: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -1,7 +1,8 @@
 """Recipes: one YAML file is one experiment, complete. Those beside this file ship with the package and are known by name.
 
 A system to compare with is a file in `systems/`: settings laid over any recipe, so that every system runs on every data set unchanged.
-One that differs little from another `extends` it.
+One that differs little from another `extends` it: a name, or a list in which later ones are laid over earlier ones. What several systems
+share and is none by itself is a file in `systems/parts/`, `extends: [letter, parts/paper-network]`.
 """
 
 from __future__ import annotations
@@ -100,11 +101,26 @@ def load_recipe(
     return from_mapping(Recipe, values, path.name)
 
 
-def read_system(name: str) -> dict[str, Any]:
-    """What a system lays over recipes, with that of the system it extends below it."""
-    values = read_yaml(SYSTEMS / f"{name}.yaml")
-    extended = values.pop("extends", None)
-    return values if extended is None else overlaid(read_system(extended), values)
+def read_system(name: str, extended_by: Sequence[str] = ()) -> dict[str, Any]:
+    """What a system lays over recipes, with what it extends below it.
+
+    Args:
+        name: a file in `systems/` without its suffix.
+        extended_by: the systems that led here, of which it can be none.
+
+    Raises:
+        CEMGError: it extends itself, or what does not exist.
+    """
+    path = SYSTEMS / f"{name}.yaml"
+    if name in extended_by or (extended_by and not path.is_file()):
+        problem = "which comes back to itself" if name in extended_by else f"and there is no {path}"
+        raise CEMGError(f"{SYSTEMS / extended_by[-1]}.yaml: extends: {' → '.join([*extended_by, name])}, {problem}")
+    values = read_yaml(path)
+    extended = values.pop("extends", [])
+    below: dict[str, Any] = {}
+    for other in [extended] if isinstance(extended, str) else extended:
+        below = overlaid(below, read_system(other, [*extended_by, name]))
+    return overlaid(below, values)
 
 
 def overlaid(values: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from torch.profiler import ProfilerActivity, profile
 
 from ..data import PreparedDataset
 from ..errors import CEMGError
-from ..models.mscgrec import MSCGRecTokenizer
 from .evaluate import load_generator
 from .latency import answers
 from .measurement import measured_once, measurement_manifest
@@ -88,8 +87,7 @@ def _parts(recipe: Recipe, folders: Mapping[str, Path], data: PreparedDataset) -
     if recipe.family == "cemg":
         model = load_generator(folders["finetune"], data)
         assert model.tokenizer is not None
-        tokenizer = model.tokenizer
-        tokens = [tokenizer.item_tokens, *([tokenizer.history_tokens] if isinstance(tokenizer, MSCGRecTokenizer) else [])]
+        tokens = {model.tokenizer.item_tokens, model.tokenizer.history_tokens}  # one tensor, unless histories show several streams
         return model, model.trie.nbytes + sum(tensor.nbytes for tensor in tokens)
     if recipe.family != "sequential":
         raise CEMGError(f"{recipe.system}: has no network whose memory could be measured; choose cemg, mscgrec, tiger, letter or sasrec")

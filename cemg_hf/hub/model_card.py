@@ -161,7 +161,7 @@ def model_card(model: CardModel, result: Mapping[str, Any], comparison: Mapping[
         training=f"{model.training} " if model.training else "",
         cost=cost_of(result, system),
         bias=popularity_bias(own["test_excluding_history"]),
-        cold=f"HR@10 {cold['hr@10']:.4f} on {cold['n']:,} such users" if cold["n"] else "no test user has one here",
+        cold=f"HR@10 {cold['hr@10']:.4f} on {cold['n']:,} such users, history left out" if cold["n"] else "no test user has one here",
         data=known.title,
         license=recipe["prepare"]["license"],
         terms=known.terms,

@@ -3,7 +3,8 @@
 Rankings are by Σ log p over the M codes of an item (eq. 6), each log p normalised over the K codes of its level *before* the
 trie masks, in fp32, without an end token. A model trained with the constrained softmax (MSCGRec) is normalised over the permissible
 children instead: the codes that continue the prefix in the whole catalogue, whatever part of it is searched. With that, `generate` +
-`PrefixConstrainedLogitsProcessor`, `constrained_beam_search` and scoring every item of the catalogue give the same lists.
+`PrefixConstrainedLogitsProcessor`, `constrained_beam_search` and scoring every item of the catalogue give the same scores, and the same
+lists where the beams are as many as the items.
 """
 
 from __future__ import annotations

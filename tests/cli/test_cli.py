@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import Any
 
 import typer
@@ -42,10 +40,3 @@ def test_misused_commands_end_with_status_2(cemg: Command) -> None:
     assert cemg("recomend").status == 2
     assert cemg("run").status == 2
     assert cemg("run", "sample", "--sede", "3").status == 2
-
-
-def test_the_module_is_the_command() -> None:
-    """As launchers of several processes start it."""
-    started = subprocess.run([sys.executable, "-m", "cemg_hf.cli", "run", "beuty"], capture_output=True, text=True, timeout=600)
-    assert started.returncode == 2
-    assert started.stderr.splitlines()[-1].startswith("error: beuty: no such recipe file")

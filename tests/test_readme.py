@@ -324,7 +324,9 @@ def test_a_bound_over_several_pairs_holds(tables: ModuleType, page: str, said: s
 
 def test_the_answers_say_of_systems_beside_sasrec_what_was_tested(tables: ModuleType) -> None:
     rows = re.findall(
-        r"^\|.*?value: ([\w-]+) \| sasrec(?:, H100)? .*, (ahead|level|behind) \|.*, (ahead|level|behind) \|$", PAGES["docs/faq.md"], re.MULTILINE
+        r"^\|.*?value: ([\w-]+) \| sasrec(?:, H100)? .*, (ahead|level|behind) \|.*, (ahead|level|behind) \|$",
+        PAGES["docs/faq.md"],
+        re.MULTILINE,
     )
     assert [name for name, *_ in rows] == ["beauty", "sports", "yelp", "movielens-100k"]
     for name, *said in rows:

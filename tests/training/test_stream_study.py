@@ -183,7 +183,7 @@ def test_two_seeds_have_a_spread_and_users_are_paired_over_both(shop: Path, outp
     config = StudyConfig("streams", [str(shop)], output, ("sasrec",), seeds=2, assignments=QUICK)
     both = run_study(config, "cemg study streams")
     assert both["seeds"] == [1, 2]
-    assert both["std"]["sasrec"]["cost"]["train_seconds"] > 0
+    assert both["std"]["sasrec"]["cost"]["train_seconds"] >= 0  # two short trainings may take the same rounded time
     rows = {
         name: {"label": name, "part": "", "tables": {"content": against}, "seeds": [1, 2]}
         for name, against in (("sasrec", ""), ("other", "sasrec"))

@@ -21,6 +21,11 @@ def own_metrics(result: Mapping[str, Any], system: str) -> Mapping[str, Any]:
     return result["metrics"][system]
 
 
+def seeds_of(result: Mapping[str, Any], system: str) -> list[int]:
+    """Seeds of the model's own figures; rows of other systems in the same file may be of others."""
+    return result.get("systems", {}).get(system, {}).get("seeds", result["seeds"])
+
+
 def beside(result: Mapping[str, Any], comparison: Mapping[str, Any] | None, cases: int) -> tuple[dict[str, Any], ...]:
     """metrics, std and intervals of both files; a system that is in both is taken from `result`.
 

@@ -22,6 +22,7 @@ from .card_results import (
     popularity_bias,
     published_figures,
     results_table,
+    seeds_of,
     spread_of,
     tested_against,
 )
@@ -135,7 +136,7 @@ def model_card(model: CardModel, result: Mapping[str, Any], comparison: Mapping[
     own = own_metrics(result, system)
     metrics, std, intervals = beside(result, comparison, own["test"]["n"])
     commit, dirty, _ = result["commit"].partition("-dirty")
-    cold = own["test_cold_excluding_history"]
+    cold, seeds = own["test_cold_excluding_history"], seeds_of(result, system)
     time_split = recipe["prepare"].get("split") == "time"
     body = _BODY.format(
         title=model.title,
@@ -154,8 +155,8 @@ def model_card(model: CardModel, result: Mapping[str, Any], comparison: Mapping[
         published=published_figures(model.published, system, own["test"]["n"]),
         tested=tested_against(system, comparison or result),
         measured=measured_by(result, system),
-        plural="s" if len(result["seeds"]) > 1 else "",
-        seeds=", ".join(map(str, result["seeds"])),
+        plural="s" if len(seeds) > 1 else "",
+        seeds=", ".join(map(str, seeds)),
         commit=commit[:10] + ("-dirty" if dirty else ""),
         recipe="\n".join(f"- {name}: {value}" for name, value in recipe_rows(recipe).items()),
         training=f"{model.training} " if model.training else "",
@@ -185,7 +186,7 @@ def eval_results(model: CardModel, result: Mapping[str, Any]) -> str:
     for task, (part, metric) in TASKS.items():
         bounds = intervals.get(part, {}).get(metric)
         spread = f"95 % interval {bounds[0]:.4f} to {bounds[1]:.4f}, " if bounds else ""
-        notes = f"{spread}{own[part]['n']:,} users, {SLICES[part]}, seed {', '.join(map(str, result['seeds']))}"
+        notes = f"{spread}{own[part]['n']:,} users, {SLICES[part]}, seed {', '.join(map(str, seeds_of(result, system)))}"
         entries.append(EvalResultEntry(dataset_id=model.dataset_repo, task_id=task, value=round(own[part][metric], 5), notes=notes))
     text = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True, width=140)
     check_eval_results(text)

@@ -8,7 +8,7 @@ import pytest
 from card_samples import card_model, comparison, result
 
 from cemg_hf.errors import CEMGError
-from cemg_hf.hub.model_card import model_card
+from cemg_hf.hub.model_card import eval_results, model_card
 
 
 def rows(card: str) -> dict[str, list[str]]:
@@ -62,6 +62,14 @@ def test_one_seed_beside_several_is_said_as_what_it_is() -> None:
         "; in parentheses 95 % intervals by bootstrap over users, means ± standard deviations over seeds where there are several."
     )
     assert ", seed 42, commit" in card
+
+
+def test_seeds_are_those_of_the_models_own_row() -> None:
+    several = result() | {"seeds": [42, 43, 44], "systems": {"cemg": {"seeds": [42]}, "sasrec": {"seeds": [42, 43, 44]}}}
+    assert ", seed 42, commit" in model_card(card_model(), several)
+    published = replace(card_model(), dataset_repo="org/shop-data")
+    assert "seed 42" in eval_results(published, several)
+    assert "43" not in eval_results(published, several).split("seed", 1)[1].splitlines()[0]
 
 
 def test_what_the_published_folder_reaches_is_said() -> None:

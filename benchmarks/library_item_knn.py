@@ -60,6 +60,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="results file to write")
     parser.add_argument("--neighbours", type=int, nargs="+", default=[20, 100, 1000], help="numbers of neighbours to choose from")
     given = parser.parse_args()
+    if min(given.neighbours) < 2:  # the library counts an item among its own
+        parser.error("--neighbours: must be at least 2, an item and another one")
     started = time.perf_counter()
     data = PreparedDataset.load(given.run / "dataset")
     training = matrix(data.train_sequences(), data.num_items)

@@ -34,7 +34,7 @@ def recommend(
     batch_size: Annotated[int | None, typer.Option(help="Users of --histories per forward pass (default: 128).")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over where --output holds other recommendations.")] = False,
 ) -> None:
-    """Recommend the next items after a history: rank, item id and score, Σ log p; or to all users of a file. Also by SASRec or GRU4Rec.
+    """Recommend the next items after a history: rank, item id and score; or to all users of a file. Also by SASRec or GRU4Rec.
 
     A run over a file resumes what was killed. Several processes: `torchrun --nproc_per_node 2 -m cemg_hf.cli recommend …`.
     """

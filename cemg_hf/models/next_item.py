@@ -16,7 +16,7 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.utils import cached_file
 
 from .cemg.dense_cemg import DenseSettings, next_item_loss
-from .cemg.recommendation_cemg import NOTHING, ItemLists
+from .cemg.recommendation_cemg import NOTHING, ItemLists, Rows, item_rows
 from .cemg.search_cemg import evaluating
 from .cemg.tokenization_cemg import CEMGTokenizer
 
@@ -154,41 +154,50 @@ class NextItemModel(PreTrainedModel):
         single = CEMGTokenizer.is_one_history(histories)
         batch: list[Sequence[str]] = [histories] if single else list(histories)  # type: ignore[list-item]
         known = [self.item_indices(history, on_unknown) for history in batch]
-        hidden = [NOTHING if rows is None else rows for rows in self._rows("denied_items", denied_items, len(batch), on_unknown)]
+        denied, allowed = (
+            self._of_each(name, lists, len(batch), on_unknown)
+            for name, lists in (("denied_items", denied_items), ("allowed_items", allowed_items))
+        )
         if exclude_history:
-            hidden = [torch.cat(rows) for rows in zip(hidden, known, strict=True)]
-        allowed = self._rows("allowed_items", allowed_items, len(batch), on_unknown)
-        ids = self.item_ids
-        assert ids is not None  # or the histories had been refused
-        lists: list[list[ScoredItem]] = []
-        for first in range(0, len(known), batch_size):
-            part = slice(first, first + batch_size)
-            scores = self.scores(_padded([rows[-self.config.max_history :] for rows in known[part]], -1).to(self.device))
-            if any(len(rows) for rows in hidden[part]):
-                scores.masked_fill_(_marked(hidden[part], scores), -torch.inf)
-            if any(rows is not None for rows in allowed[part]):
-                restricted = torch.tensor([rows is not None for rows in allowed[part]], device=scores.device)
-                inside = _marked([NOTHING if rows is None else rows for rows in allowed[part]], scores)
-                scores.masked_fill_(~inside & restricted[:, None], -torch.inf)
-            best, items = scores.topk(min(k, len(ids)), dim=1)
-            for values, row in zip(best.tolist(), items.tolist(), strict=True):
-                lists.append([ScoredItem(ids[item], score) for item, score in zip(row, values, strict=True) if score > -torch.inf])
+            denied = [rows if more is None else torch.cat([rows, more]) for rows, more in zip(known, denied, strict=True)]
+        lists = self.rank_histories(known, k, denied, allowed, batch_size)
         return lists[0] if single else lists
 
-    def _rows(self, name: str, lists: ItemLists | None, histories: int, on_unknown: str) -> list[Tensor | None]:
+    def _of_each(self, name: str, lists: ItemLists | None, histories: int, on_unknown: str) -> Rows:
         """Item indices of each history's list; None where it has none."""
         if lists is None:
             return [None] * histories
-        if isinstance(lists, str):
-            raise ValueError(f"{name} is a list of item ids, got the string {lists!r}; write [{lists!r}]")
-        try:
-            if all(isinstance(entry, str) for entry in lists):
-                return [self.item_indices(lists, on_unknown)] * histories  # type: ignore[arg-type]
-            if len(lists) != histories:
-                raise ValueError(f"{len(lists)} lists for {histories} histories; give one list (or None) for each, or one of ids for all")
-            return [None if entry is None else self.item_indices(entry, on_unknown) for entry in lists]
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+        rows = item_rows(self.item_indices, name, lists, histories, on_unknown)
+        return [rows] * histories if isinstance(rows, Tensor) else rows
+
+    @torch.inference_mode()
+    def rank_histories(self, histories: list[Tensor], k: int, hidden: Rows, allowed: Rows, batch_size: int = 64) -> list[list[ScoredItem]]:
+        """`recommend` for item indices.
+
+        Args:
+            histories: int64 (L,) each, oldest first.
+            k: items per list, at most.
+            hidden: items (n,) that must not come out, of each history; None where all may.
+            allowed: likewise the only ones that may.
+            batch_size: users per forward pass.
+
+        Returns: one list per history, best first.
+        """
+        ids = self.item_ids
+        assert ids is not None  # or nothing could have been made an index
+        lists: list[list[ScoredItem]] = []
+        for first in range(0, len(histories), batch_size):
+            part = slice(first, first + batch_size)
+            scores = self.scores(_padded([rows[-self.config.max_history :] for rows in histories[part]], -1).to(self.device))
+            if any(rows is not None for rows in hidden[part]):
+                scores.masked_fill_(_marked(hidden[part], scores), -torch.inf)
+            if any(rows is not None for rows in allowed[part]):
+                restricted = torch.tensor([rows is not None for rows in allowed[part]], device=scores.device)
+                scores.masked_fill_(~_marked(allowed[part], scores) & restricted[:, None], -torch.inf)
+            best, items = scores.topk(min(k, len(ids)), dim=1)
+            for values, row in zip(best.tolist(), items.tolist(), strict=True):
+                lists.append([ScoredItem(ids[item], score) for item, score in zip(row, values, strict=True) if score > -torch.inf])
+        return lists
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
@@ -228,9 +237,9 @@ def _padded(rows: list[Tensor], value: int) -> Tensor:
     return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
 
 
-def _marked(rows: list[Tensor], scores: Tensor) -> Tensor:
-    """(B, N) bool on the device of the scores (B, N): True at the item indices of each row."""
+def _marked(rows: Rows, scores: Tensor) -> Tensor:
+    """(B, N) bool on the device of the scores (B, N): True at the item indices of each row, of which there may be none."""
     size, num_items = scores.shape
     marked = scores.new_zeros(size, num_items + 1, dtype=torch.bool)  # padding stands in one more column, which is cut off again
-    marked.scatter_(1, _padded(rows, num_items).to(scores.device), True)
+    marked.scatter_(1, _padded([NOTHING if row is None else row for row in rows], num_items).to(scores.device), True)
     return marked[:, :-1]

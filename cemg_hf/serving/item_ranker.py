@@ -7,6 +7,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..artefacts import fingerprint
 from ..errors import CEMGError
 from ..models.next_item import ITEM_IDS_FILE, NextItemModel
@@ -52,7 +54,8 @@ class ItemCatalogue:
         return ItemCatalogue(self.item_ids, removed)
 
     def reread(self, folder: Path) -> ItemCatalogue:
-        """With everything that was removed; the folder may hold no other items, because the network has vectors of these."""
+        """With everything that was removed; the folder may hold no other items, because the network has vectors of these. Its weights are
+        not read: the network stays the one that was loaded."""
         path = folder / ITEM_IDS_FILE
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
@@ -81,13 +84,13 @@ class ItemRanker:
         if config.new_item_boost is not None:  # the other two need it
             raise CEMGError("new_item_boost: is for models that write codes; this one scores whole items, leave it out")
         self.model = model
-        self.catalogue = ItemCatalogue(model.item_ids)
+        self.use(ItemCatalogue(model.item_ids))
         self._most = max(1, SCORES_AT_ONCE // len(model.item_ids))
 
     def use(self, catalogue: ItemCatalogue) -> None:
         if catalogue.item_ids != self.model.item_ids:
             raise ValueError("the catalogue and the model do not belong together: it is of other items")
-        self.catalogue = catalogue
+        self.catalogue, self._removed = catalogue, self.model.item_indices(catalogue.removed)
 
     def refused(self, query: Query) -> Mapping[str, str]:
         why = "is for models that write item codes; this one scores every item and searches nothing, leave it out"
@@ -100,11 +103,12 @@ class ItemRanker:
     def rank(
         self, queries: Sequence[Query], histories: list[list[str]], allowed: list[list[str] | None], denied: list[list[str]]
     ) -> list[list[tuple[str, float]]]:
-        found: Any = self.model.recommend(
-            histories,
+        index = self.model.item_indices
+        found: Any = self.model.rank_histories(
+            [index(ids) for ids in histories],
             max(query.k for query in queries),
-            allowed_items=allowed,
-            denied_items=[[*self.catalogue.removed, *ids] for ids in denied],
-            batch_size=min(len(queries), self._most),
+            [torch.cat([self._removed, index(ids)]) for ids in denied],
+            [None if ids is None else index(ids) for ids in allowed],
+            min(len(queries), self._most),
         )
         return found

@@ -69,7 +69,7 @@ class Catalogue(Protocol):
         """The catalogue that a folder holds now.
 
         Raises:
-            CEMGError: there is none, or it is of another kind or model.
+            CEMGError: there is none, or its items cannot be those of the model.
         """
 
 

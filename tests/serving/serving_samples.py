@@ -53,8 +53,9 @@ class HeldModel:
         self.go, self.busy = threading.Event(), threading.Event()
         self.go.set()
         self.model = model
-        self._recommend = model.recommend
-        model.recommend = self._held  # type: ignore[method-assign]
+        entrance = "rank_histories" if isinstance(model, NextItemModel) else "recommend"  # what the service calls
+        self._rank = getattr(model, entrance)
+        setattr(model, entrance, self._held)
 
     def hold(self) -> None:
         self.busy.clear()
@@ -63,29 +64,20 @@ class HeldModel:
     def _held(self, *arguments: Any, **options: Any) -> Any:
         self.busy.set()
         assert self.go.wait(PATIENCE)
-        return self._recommend(*arguments, **options)
+        return self._rank(*arguments, **options)
 
 
 def one_by_one(model: CEMGForConditionalGeneration | NextItemModel, query: Query) -> list[Recommendation]:
     """What the model itself recommends."""
-    if isinstance(model, NextItemModel):
-        return model.recommend(  # type: ignore[return-value]
-            list(query.history),
-            k=query.k,
-            exclude_history=query.exclude_history,
-            on_unknown=query.on_unknown,
-            allowed_items=query.allowed_items,
-            denied_items=query.denied_items,
-        )
+    of_codes = {} if isinstance(model, NextItemModel) else {"num_beams": query.num_beams, **query.diversity}
     return model.recommend(  # type: ignore[return-value]
         list(query.history),
         k=query.k,
         exclude_history=query.exclude_history,
-        num_beams=query.num_beams,
         on_unknown=query.on_unknown,
         allowed_items=query.allowed_items,
         denied_items=query.denied_items,
-        **query.diversity,
+        **of_codes,
     )
 
 

@@ -58,6 +58,19 @@ def test_removed_items_come_out_no_more() -> None:
     assert [item for item, _ in allowed] == ["item8"]
 
 
+def test_a_request_looks_up_what_it_names_however_many_items_were_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = small_network()
+    ranker = ItemRanker(network, ServingConfig())
+    removed = [f"item{row}" for row in range(10, 50)]
+    ranker.use(ranker.catalogue.remove(removed))
+    looked_up: list[str] = []
+    found = network.item_indices
+    monkeypatch.setattr(network, "item_indices", lambda ids, *rest: looked_up.extend(ids) or found(ids, *rest))
+    lists = ranker.rank([Query(k=60)] * 2, [["item1"], []], [None, None], [["item2"], []])
+    assert looked_up == ["item1", "item2"]
+    assert [len(ranking) for ranking in lists] == [60 - len(removed) - 1, 60 - len(removed)]
+
+
 def test_a_catalogue_of_another_model_is_refused_and_the_old_one_stays() -> None:
     ranker = ItemRanker(small_network(), ServingConfig())
     before = ranker.catalogue

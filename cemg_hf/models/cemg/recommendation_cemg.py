@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,6 @@ from .generation_cemg import Diversity, merge_rankings
 from .hybrid_cemg import HybridMixin
 from .new_items_cemg import NewItemsMixin
 from .search_cemg import evaluating
-from .tokenization_cemg import CEMGTokenizer
 from .trie_cemg import ItemTrie
 
 DEFAULT_NUM_BEAMS = 20
@@ -172,7 +171,7 @@ class RecommendationMixin(HybridMixin, NewItemsMixin):
         for name, given in (("denied", denied_items), ("allowed", allowed_items)):
             if given is None:
                 continue
-            rows = _item_rows(tokenizer, f"{name}_items", given, len(batch), on_unknown)
+            rows = item_rows(tokenizer.item_indices, f"{name}_items", given, len(batch), on_unknown)
             if not isinstance(rows, Tensor):
                 lists[name] = rows
             elif len(rows) <= LISTED_PER_USER or len(rows) * min(batch_size, len(batch)) < (
@@ -209,16 +208,29 @@ class RecommendationMixin(HybridMixin, NewItemsMixin):
         return results[0] if single else results
 
 
-def _item_rows(tokenizer: CEMGTokenizer, name: str, lists: ItemLists, histories: int, on_unknown: str) -> Tensor | Rows:
-    """Item indices (n,) that hold for all histories, or those of each."""
+def item_rows(
+    indices: Callable[[Sequence[str], str], Tensor], name: str, lists: ItemLists, histories: int, on_unknown: str
+) -> Tensor | Rows:
+    """Item indices (n,) that hold for all histories, or those of each.
+
+    Args:
+        indices: item ids and `on_unknown` → item indices (n,), of a tokenizer or of a network with a catalogue.
+        name: the argument that the lists were given as.
+        lists: item ids for all histories, or one list (or None) for each.
+        histories: how many there are.
+        on_unknown: "error" or "skip".
+
+    Raises:
+        ValueError: a string, unknown item ids, or lists that are not one per history; names the argument.
+    """
     if isinstance(lists, str):
         raise ValueError(f"{name} is a list of item ids, got the string {lists!r}; write [{lists!r}]")
     try:
         if all(isinstance(entry, str) for entry in lists):
-            return tokenizer.item_indices(lists, on_unknown)  # type: ignore[arg-type]
+            return indices(lists, on_unknown)  # type: ignore[arg-type]
         if len(lists) != histories:
             raise ValueError(f"{len(lists)} lists for {histories} histories; give one list (or None) for each, or one list of ids for all")
-        return [None if entry is None else tokenizer.item_indices(entry, on_unknown) for entry in lists]
+        return [None if entry is None else indices(entry, on_unknown) for entry in lists]
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
 

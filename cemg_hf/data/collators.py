@@ -93,6 +93,7 @@ class WindowCollator:
         with_items: also give `items` (B, T), the item indices behind the labels, −1 = padding at the end (for many targets a window).
         history_tokens: (N, T) token ids of every item in a history, where they are others than those of a target.
         missing_tokens: (S,) token ids that stand in the place of the codes of a stream, of S streams one after the other in an item.
+        pad_to_multiple_of: histories are padded to a number of tokens that this divides.
 
     Raises:
         ValueError: an augmentation that draws from another number of identifier sets than there are, or hides streams where there are none.
@@ -108,6 +109,7 @@ class WindowCollator:
         with_items: bool = False,
         history_tokens: Tensor | None = None,
         missing_tokens: Tensor | None = None,
+        pad_to_multiple_of: int = 1,
     ) -> None:
         self.windows = windows
         self.with_items = with_items
@@ -117,6 +119,7 @@ class WindowCollator:
         self.item_causal = item_causal
         self.augmentation = augmentation
         self.history_tokens, self.missing_tokens = history_tokens, missing_tokens
+        self.pad_to_multiple_of = pad_to_multiple_of
         if augmentation is not None and augmentation.stream_dropout and (history_tokens is None or missing_tokens is None):
             raise ValueError("stream_dropout hides code streams; give history_tokens and missing_tokens")
         if augmentation is not None and augmentation.num_identifiers != len(self.item_tokens):
@@ -143,9 +146,10 @@ class WindowCollator:
             labels = tokens.masked_fill(~is_target.unsqueeze(-1), IGNORED_LABEL).flatten(1)
         else:
             labels = tokens[torch.arange(len(items)), size.squeeze(1) - 1]
+        missing = -(1 + history.shape[1]) % self.pad_to_multiple_of
         tensors = {
-            "input_ids": torch.cat([start, history], dim=1),
-            "attention_mask": torch.cat([torch.ones_like(start), attention], dim=1),
+            "input_ids": functional.pad(torch.cat([start, history], dim=1), (0, missing)),
+            "attention_mask": functional.pad(torch.cat([torch.ones_like(start), attention], dim=1), (0, missing)),
             "labels": labels,
         }
         if seen is not None and self.item_causal:

@@ -44,6 +44,8 @@ from .validation import WIDTH, Validation
 
 logger = logging.getLogger(__name__)
 
+COMPILED_LENGTHS = 8
+"""A compiled network reads histories of lengths that are multiples of this: tensor cores like them, and there are fewer graphs."""
 DENSE_WEIGHTS = tuple(round(0.1 * step, 1) for step in range(11))
 """Weights of the dense score that are tried on the validation users."""
 
@@ -176,7 +178,8 @@ def finetune(
             f"finetune.objective.{name}: the catalogue holds one code per item, {tokenizer} {len(identifiers)} to train on; "
             "leave it out, or run `cemg tokenize` with tokenize.identifiers=1"
         )
-    use_byte_dropout(model)
+    if not config.loop.compile:  # a compiled network draws within its kernels
+        use_byte_dropout(model)
     config.objective.apply(model, has_repeats(data.train_sequences()))
     tower = output.with_name(f".{output.name}.dense")
     if config.dense is not None:
@@ -256,7 +259,16 @@ def training_batches(
     of_streams: dict[str, torch.Tensor] = {}
     if isinstance(model.tokenizer, MSCGRecTokenizer):
         of_streams = {"history_tokens": model.tokenizer.history_tokens, "missing_tokens": model.tokenizer.missing_tokens}
-    collate = WindowCollator(windows, item_tokens, model.config.bos_token_id, model.config.item_causal, augmentation, teaches, **of_streams)
+    collate = WindowCollator(
+        windows,
+        item_tokens,
+        model.config.bos_token_id,
+        model.config.item_causal,
+        augmentation,
+        teaches,
+        **of_streams,
+        pad_to_multiple_of=COMPILED_LENGTHS if config.loop.compile else 1,
+    )
     return windows, collate
 
 

@@ -165,7 +165,8 @@ class _Run:
         set_seed(seed, device_specific=True)
         network = _LossOnly(model)
         if config.compile:
-            network.compile()
+            # One graph for all lengths; on a GPU it is replayed as a whole, for each of them, instead of launched kernel by kernel.
+            network.compile(mode="reduce-overhead" if accelerator.device.type == "cuda" else None)
         # With fp16 the fused step hides from Accelerate that an overflow skipped it.
         fused = accelerator.device.type in ("cpu", "cuda") and accelerator.mixed_precision != "fp16"
         optimizer, self.schedule = build_optimizer(model, config, self.total_steps, fused=fused)
@@ -279,6 +280,8 @@ class _Run:
         # Data parallelism averages gradients over processes and Accelerate divides by its accumulation steps; the loss needs neither.
         scale = accelerator.num_processes * accelerator.gradient_accumulation_steps
         for index, batch in enumerate(micro_batches):
+            if self.config.compile:
+                _let_vary(batch)
             with nullcontext() if index == count - 1 else accelerator.no_sync(self.network):
                 loss = self.network(**send_to_device(batch, accelerator.device, non_blocking=True), num_items_in_batch=targets)
                 accelerator.backward(loss * scale)
@@ -406,6 +409,13 @@ class _Run:
             self.log.append(row)
         numbers = {f"{row['event']}/{name}": value for name, value in row.items() if name not in ("event", "step")}
         self.accelerator.log(numbers, step=row["step"])
+
+
+def _let_vary(batch: Mapping[str, Any]) -> None:
+    """Let one compiled graph take batches of other sizes and lengths than this one's."""
+    for tensor in batch.values():
+        if isinstance(tensor, Tensor):
+            torch._dynamo.maybe_mark_dynamic(tensor, list(range(tensor.ndim)))
 
 
 def _accelerator(config: LoopConfig, folder: Path) -> Accelerator:

@@ -62,7 +62,7 @@ class LoopConfig:
     dataloader_workers: int = field(
         default=0, metadata={"help": "Processes that load batches; keep 0 if dataset or collate_fn draw from random states."}
     )
-    compile: bool = field(default=False, metadata={"help": "Compile the model with torch.compile."})
+    compile: bool = field(default=False, metadata={"help": "Compile the model with torch.compile; a GPU then replays CUDA graphs."})
 
     def __post_init__(self) -> None:
         for bound, names in AT_LEAST.items():

@@ -92,3 +92,14 @@ def test_collated_batch_in_full():
     assert batch["input_ids"].tolist() == [[START, 501, 502, 503, 504], [START, PAD, PAD, PAD, PAD]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 0, 0, 0, 0]]
     assert batch["labels"].tolist() == [[501, 502, 503, 504, 505, 506], [507, 508, -100, -100, -100, -100]]
+
+
+def test_padding_to_a_multiple_adds_nothing_but_padding():
+    windows = TrainingWindows(Ragged.from_lists([[0, 1, 2], [3]]), max_history=4, item_causal=True)
+    plain = WindowCollator(windows, item_tokens(4), START, item_causal=True)([0, 1])
+    padded = WindowCollator(windows, item_tokens(4), START, item_causal=True, pad_to_multiple_of=4)([0, 1])
+    assert padded["input_ids"].shape == padded["attention_mask"].shape == (2, 8)  # <s> and two items of two codes are 5
+    for name in ("input_ids", "attention_mask"):
+        assert padded[name][:, :5].equal(plain[name])
+        assert not padded[name][:, 5:].any()
+    assert padded["labels"].equal(plain["labels"])

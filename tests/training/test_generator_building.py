@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import subprocess
 import sys
 from functools import partial
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from transformers import AutoModel, BertConfig, T5Config, T5ForConditionalGeneration
 
 from cemg_hf import CEMGRQVAE, CEMGError, CEMGForConditionalGeneration, CEMGRQVAEConfig, CEMGTokenizer
@@ -23,7 +25,9 @@ from cemg_hf.training.finetune import (
     add_adapters,
     build_generator,
     load_tokenizer,
+    training_batches,
 )
+from cemg_hf.training.loop import LoopConfig, train
 from cemg_hf.training.validation import Validation
 
 NUM_ITEMS, NUM_LEVELS, CODEBOOK_SIZE, BASE = 40, 3, 4, 30
@@ -248,3 +252,26 @@ def test_code_embeddings_start_with_the_geometry_of_the_codebooks(latent_dim: in
         assert 0.5 < float(rows[level].detach().square().mean()) < 2  # the scale of T5's own start
     plain = build_generator(GeneratorConfig(**SIZES, codes_from_codebooks=False), tokenizer)
     assert not torch.equal(plain.lm_head.weight, model.lm_head.weight)
+
+
+@pytest.mark.parametrize("item_causal", [True, False], ids=["item-causal", "bidirectional"])
+def test_a_compiled_generator_is_one_graph_for_all_lengths_and_learns_the_same(
+    item_causal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs = CompileCounter()
+    compiled = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **settings: compiled(module, backend=graphs))
+    data = prepared([list(range(first, first + 3 + first % 7)) for first in range(24)])
+    losses = {}
+    for compile in (False, True):
+        loop = LoopConfig(epochs=1, batch_size=5, compile=compile, log_every_steps=1, metric_for_best="")
+        config = FinetuneConfig(GeneratorConfig(**SIZES, item_causal=item_causal, max_history=8), loop)
+        torch.manual_seed(3)
+        model = build_generator(config.generator, item_tokenizer())
+        windows, collate = training_batches(config, model, data, model.tokenizer.item_codes.unsqueeze(0), seed=1)
+        report = train(model, config=loop, dataset=windows, collate_fn=collate, lengths=windows.size, folder=tmp_path / str(compile), seed=1)
+        assert report.steps > 4
+        log = (tmp_path / str(compile) / "training_log.jsonl").read_text().splitlines()
+        losses[compile] = [row["loss"] for row in map(json.loads, log) if row["event"] == "step"]
+    assert graphs.frame_count == 1
+    assert losses[True] == pytest.approx(losses[False], rel=1e-4)

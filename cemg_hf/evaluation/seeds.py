@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -11,12 +11,13 @@ from .report import SliceValues
 Row = dict[str, dict[str, float | int | None]]
 
 
-def over_seeds(runs: Mapping[str, Sequence[SliceValues]]) -> tuple[dict[str, Row], dict[str, Row]]:
+def over_seeds(runs: Mapping[str, Sequence[SliceValues]], some: Collection[str] = ()) -> tuple[dict[str, Row], dict[str, Row]]:
     """Means and standard deviations over the runs of each system.
 
     Args:
         runs: system -> one entry per seed, slice -> metric -> value. What was not measured under every seed is left out: a run may be older
             than a metric.
+        some: slices of which the seeds that were measured say what the others would, such as times: the others do not matter.
 
     Returns:
         system -> slice -> metric -> mean, and the same of the standard deviation (of a sample, over n − 1; 0 for a single seed). A value
@@ -27,12 +28,12 @@ def over_seeds(runs: Mapping[str, Sequence[SliceValues]]) -> tuple[dict[str, Row
         return {
             system: {
                 part: {
-                    metric: _reduced([one[part][metric] for one in seeds], metric, reduce)
-                    for metric in values
-                    if all(metric in one[part] for one in seeds)
+                    metric: _reduced([one[metric] for one in measured], metric, reduce)
+                    for metric in measured[0]
+                    if all(metric in one for one in measured)
                 }
-                for part, values in seeds[0].items()
-                if all(part in one for one in seeds)
+                for part in dict.fromkeys(part for one in seeds for part in one)
+                if len(measured := [one[part] for one in seeds if part in one]) == len(seeds) or part in some
             }
             for system, seeds in runs.items()
         }

@@ -280,10 +280,11 @@ class _Run:
         # Data parallelism averages gradients over processes and Accelerate divides by its accumulation steps; the loss needs neither.
         scale = accelerator.num_processes * accelerator.gradient_accumulation_steps
         for index, batch in enumerate(micro_batches):
+            there = send_to_device(batch, accelerator.device, non_blocking=True)
             if self.config.compile:
-                _let_vary(batch)
+                _let_vary(there)
             with nullcontext() if index == count - 1 else accelerator.no_sync(self.network):
-                loss = self.network(**send_to_device(batch, accelerator.device, non_blocking=True), num_items_in_batch=targets)
+                loss = self.network(**there, num_items_in_batch=targets)
                 accelerator.backward(loss * scale)
             self.loss_sums += loss.detach()
         if self.config.max_grad_norm:

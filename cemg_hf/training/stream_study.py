@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+COSTS = ("cost", "memory", "latency", "step")
+"""What a row costs, by slice: times of the machine and sizes of the network, which no seed changes."""
 COLLISIONS = ("collision_rate_before_last_level", "collision_rate_before", "moved_share")
 
 
@@ -72,12 +74,14 @@ def measure(recipe: Recipe, variant: Variant, run: Path, command: str) -> dict[s
 
 
 def _without(recipe: Recipe, folders: Mapping[str, Path], part: str, hidden: Sequence[str], command: str) -> SliceValues:
-    check_trained(recipe, folders)
     name, output = f"{recipe.system}, {part}", evaluation_of(folders["evaluate"].parent, part)
-    if not (output / METRICS_NAME).is_file() and time_is_up():
-        raise OutOfTime(f"{output}: the time of this call is used up; run the same command again to measure it")
-    settings = {"name": name, "command": command, "seed": recipe.seed, "without_streams": hidden}
-    evaluate(recipe.evaluate, folders["prepare"], folders["finetune"], output, **settings)  # type: ignore[arg-type]
+    measured = (output / METRICS_NAME).is_file()
+    if folders["finetune"].is_dir() or not measured:  # else it came with the results of a run that was made elsewhere
+        check_trained(recipe, folders)
+        if not measured and time_is_up():
+            raise OutOfTime(f"{output}: the time of this call is used up; run the same command again to measure it")
+        settings = {"name": name, "command": command, "seed": recipe.seed, "without_streams": hidden}
+        evaluate(recipe.evaluate, folders["prepare"], folders["finetune"], output, **settings)  # type: ignore[arg-type]
     return json.loads((output / METRICS_NAME).read_text(encoding="utf-8"))["metrics"][name]
 
 
@@ -95,6 +99,18 @@ def slices_of(envelope: Mapping[str, Any], found: Mapping[str, Any], parts: Mapp
     whole = {**parts[""], **collisions(envelope.get("tokenizer", {})), "cost": spent}
     whole |= {name: found[name] for name in ("memory", "latency", "step") if name in found}
     return {**parts, "": whole, **found[LEFT_OUT]}
+
+
+def seconds_of_one_machine(runs: Sequence[SliceValues], machines: Sequence[str], here: str) -> list[SliceValues]:
+    """The slices of one row's runs, without the seconds of runs that were made elsewhere where one was made here: they have no mean.
+
+    Args: runs: as `slices_of` gives them; machines: what each was made on; here: this machine.
+    """
+    if here not in machines:
+        return list(runs)
+    return [
+        run if where == here else {name: run[name] for name in run if name != "cost"} for run, where in zip(runs, machines, strict=True)
+    ]
 
 
 def collisions(report: Mapping[str, Any]) -> dict[str, dict[str, float | int | None]]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..artefacts import InUse, claim, result_envelope, write_json, write_text
+from ..artefacts import InUse, claim, machine, result_envelope, write_json, write_text
 from ..errors import CEMGError
 from ..evaluation.protocol import EXCLUDING
 from ..evaluation.report import SliceIntervals, SliceValues, machine_name
@@ -31,7 +31,7 @@ from .measurement import NothingToMeasure
 from .pipeline import FOLDERS, STAGES, run
 from .run_folder import result_of
 from .stage_store import SHARED_STAGES, StageStore
-from .stream_study import measure, slices_of
+from .stream_study import COSTS, measure, seconds_of_one_machine, slices_of
 from .study_variants import MSCGREC, STREAM_SYSTEMS, SWEEPS, Variant, ablated, compared, streamed, swept
 from .systems import stages_of
 
@@ -289,6 +289,7 @@ class Study:
     def _envelope(self, seconds: float) -> dict[str, Any]:
         rows: dict[str, dict[str, Any]] = {}
         values: dict[str, list[SliceValues]] = {}
+        made_on: dict[str, list[str]] = {}
         intervals: dict[str, SliceIntervals] = {}
         not_run: dict[str, dict[str, Any]] = {}
         for source, base in self.bases.items():
@@ -304,16 +305,18 @@ class Study:
                         row = f"{name}, {part}" if part else name
                         intervals |= {row: measured[part]} if part in measured else {}
                         values.setdefault(row, []).append(slices)
+                        made_on.setdefault(row, []).append(machine_name(envelope["machine"]))
                         entry = rows.setdefault(row, about | {"part": part, "seeds": [], "machines": []})
                         entry["seeds"].append(seed)
-                        entry["machines"] = sorted({*entry["machines"], machine_name(envelope["machine"])})
+                        entry["machines"] = sorted(set(made_on[row]))
                 missing = [seed for seed in wanted if seed not in done]
                 if missing:
                     rows.setdefault(name, about | {"seeds": []})
                     folders = {self._run(source, variant, seed - base.seed).folder for seed in missing}
                     otherwise = "another process is at it" if folders & self.elsewhere else "out of time"
                     not_run[name] = {"seeds": missing, "reason": self.failed.get(key, otherwise)}
-        mean, std = over_seeds(values)
+        here = machine_name(machine())
+        mean, std = over_seeds({row: seconds_of_one_machine(runs, made_on[row], here) for row, runs in values.items()}, some=COSTS)
         several = {row: std[row] for row in std if len(values[row]) > 1}
         alone = {row: found for row, found in intervals.items() if row not in several}  # what users say of the mean of seeds, no run knows
         return result_envelope(

@@ -25,3 +25,11 @@ def test_what_one_seed_was_measured_without_is_left_out() -> None:
         mean, std = over_seeds({"cemg": seeds})
         assert mean == {"cemg": {"test": {"hr@10": pytest.approx(0.3), "n": 4}}}
         assert std["cemg"]["test"].keys() == {"hr@10", "n"}
+
+
+def test_of_some_slices_the_seeds_that_have_them_speak_for_all() -> None:
+    measured, not_measured = {"test": {"hr@10": 0.2}, "latency": {"ms": 3.0}}, {"test": {"hr@10": 0.4}}
+    for seeds in ([measured, not_measured], [not_measured, measured]):
+        mean, std = over_seeds({"cemg": seeds}, some=["latency"])
+        assert mean == {"cemg": {"test": {"hr@10": pytest.approx(0.3)}, "latency": {"ms": 3.0}}}
+        assert std["cemg"]["latency"] == {"ms": 0}

@@ -269,7 +269,9 @@ def test_a_compiled_generator_is_one_graph_for_all_lengths_and_learns_the_same(
         torch.manual_seed(3)
         model = build_generator(config.generator, item_tokenizer())
         windows, collate = training_batches(config, model, data, model.tokenizer.item_codes.unsqueeze(0), seed=1)
-        report = train(model, config=loop, dataset=windows, collate_fn=collate, lengths=windows.size, folder=tmp_path / str(compile), seed=1)
+        report = train(
+            model, config=loop, dataset=windows, collate_fn=collate, lengths=windows.size, folder=tmp_path / str(compile), seed=1
+        )
         assert report.steps > 4
         log = (tmp_path / str(compile) / "training_log.jsonl").read_text().splitlines()
         losses[compile] = [row["loss"] for row in map(json.loads, log) if row["event"] == "step"]

@@ -17,7 +17,7 @@ from cemg_hf.evaluation.study_pairs import evaluation_of, paired_tests
 from cemg_hf.models.cemg.assignment_cemg import collision_rate
 from cemg_hf.training import footprint, latency, step_cost
 from cemg_hf.training.loading import open_tokenizer
-from cemg_hf.training.stream_study import ONE_CODE, collisions, left_out
+from cemg_hf.training.stream_study import ONE_CODE, collisions, left_out, seconds_of_one_machine
 from cemg_hf.training.studies import Study, StudyConfig, run_study
 
 QUICK = (
@@ -159,7 +159,9 @@ def test_a_run_whose_model_is_elsewhere_keeps_what_it_measured(shop: Path, outpu
     finally:
         away.rename(run / "model")
     assert again["not_run"] == {}
-    assert {row for row in answer["rows"] if row not in again["rows"]} == {row for row in answer["rows"] if "without" in row}
+    assert again["rows"].keys() == answer["rows"].keys(), "what histories without a stream gave stands beside the run's results"
+    for row in (row for row in answer["rows"] if "without" in row):
+        assert again["metrics"][row] == answer["metrics"][row]
     needs_model = {"latency", "memory", "step"}
     assert {part: values for part, values in answer["metrics"]["mscgrec"].items() if part not in needs_model} == again["metrics"]["mscgrec"]
     assert again["metrics"]["sasrec"] == answer["metrics"]["sasrec"]
@@ -201,6 +203,30 @@ def test_two_seeds_have_a_spread_and_users_are_paired_over_both(shop: Path, outp
         folders[name] = {1: folders[name][1], 2: with_other_users(folders[name][2], output / f"{name} among others")}
     (pair,) = paired_tests(rows, folders, "test")
     assert pair["n"] == 2 * n, "a data set per seed: all users of both"
+
+
+def test_seconds_are_those_of_one_machine_and_costs_of_the_seeds_that_have_them(shop: Path, output: Path) -> None:
+    config = StudyConfig("streams", [str(shop)], output, ("sasrec",), seeds=2, assignments=QUICK)
+    run_study(config, "cemg study streams")
+    for seed, seconds in ((1, 10.0), (2, 14.0)):
+        took(output / "shop" / "sasrec" / f"seed-{seed}", seconds)
+    brought = output / "shop" / "sasrec" / "seed-2"
+    envelope = json.loads((brought / "metrics.json").read_text())
+    before = (brought / "metrics.json").read_text()
+    envelope["machine"]["accelerator"] = "a card"
+    (brought / "metrics.json").write_text(json.dumps(envelope))
+    away = (brought / "model").rename(brought / "model-on-another-machine")
+    try:
+        both = run_study(config, "cemg study streams")
+    finally:
+        away.rename(brought / "model")
+        (brought / "metrics.json").write_text(before)
+    assert both["rows"]["sasrec"]["seeds"] == [1, 2]
+    assert len(both["rows"]["sasrec"]["machines"]) == 2
+    assert both["metrics"]["sasrec"]["cost"]["train_seconds"] == 10
+    assert both["metrics"]["sasrec"]["latency"].keys() >= {"batch_1_ms"}
+    of_card = {"cost": {"train_seconds": 14.0}}
+    assert seconds_of_one_machine([of_card], ["a card"], "2 cores") == [of_card], "of no other machine there is anything"
 
 
 def took(run: Path, seconds: float) -> None:

@@ -113,6 +113,9 @@ def tested_against(system: str, comparison: Mapping[str, Any]) -> str:
     ]
     metric = metric_label(comparison["metric"])
     each = ", on each of the rankings" if len(said) > 1 else ""
+    seeds = comparison.get("systems", {}).get(system, {}).get("seeds", [])
+    if len(seeds) > 1:
+        each += f"; `{system}` is the mean of the seeds {', '.join(map(str, seeds))} there"
     return f"Paired bootstrap over users, {metric}, p < {SIGNIFICANT} after Holm's correction{each}:\n\n" + "\n".join(said) + "\n\n"
 
 

@@ -39,6 +39,12 @@ def test_a_comparison_of_one_slice_and_of_any_metric_is_told() -> None:
     assert "- cold start: `cemg` is ahead of `gru4rec`; behind `sasrec`" in card
 
 
+def test_tests_of_a_mean_over_seeds_say_so() -> None:
+    several = comparison() | {"systems": {"cemg": {"seeds": [1, 2]}}}
+    assert "correction, on each of the rankings; `cemg` is the mean of the seeds 1, 2 there:" in model_card(card_model(), result(), several)
+    assert "mean of the seeds" not in model_card(card_model(), result(), comparison() | {"systems": {"cemg": {"seeds": [1]}}})
+
+
 def test_deviations_over_seeds_stand_where_there_are_several() -> None:
     measured = result(intervals={}) | {"seeds": [1, 2], "std": {"cemg": {"test": {"hr@10": 0.0123}}}}
     card = model_card(card_model(), measured)

@@ -146,10 +146,10 @@ class WindowCollator:
             labels = tokens.masked_fill(~is_target.unsqueeze(-1), IGNORED_LABEL).flatten(1)
         else:
             labels = tokens[torch.arange(len(items)), size.squeeze(1) - 1]
-        missing = -(1 + history.shape[1]) % self.pad_to_multiple_of
+        padding = (0, -(1 + history.shape[1]) % self.pad_to_multiple_of)
         tensors = {
-            "input_ids": functional.pad(torch.cat([start, history], dim=1), (0, missing)),
-            "attention_mask": functional.pad(torch.cat([torch.ones_like(start), attention], dim=1), (0, missing)),
+            "input_ids": functional.pad(torch.cat([start, history], dim=1), padding),
+            "attention_mask": functional.pad(torch.cat([torch.ones_like(start), attention], dim=1), padding),
             "labels": labels,
         }
         if seen is not None and self.item_causal:

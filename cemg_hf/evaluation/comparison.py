@@ -324,7 +324,10 @@ def _row(name: str, members: Sequence[MeasuredRun], cases: _SharedCases | None) 
     """One system over its runs; `cases` (None: take the intervals as saved) gives the intervals of the means over several."""
     seeds, sources = [seed for run in members for seed in run.seeds], [run.source for run in members]
     seconds = _mean_seconds(members)
-    machines = {stage: shared_machine([run.machine_by_stage.get(stage) for run in members]) for stage in seconds}
+    made_on = {stage: [run.machine_by_stage.get(stage) for run in members] for stage in seconds}
+    machines = {stage: shared_machine(found) for stage, found in made_on.items()}
+    # Seconds of different machines have no mean; where nobody knows the machines, they are taken for the same.
+    seconds = {stage: spent for stage, spent in seconds.items() if machines[stage] is not None or None in made_on[stage]}
     spent = seconds, shared_machine([run.machine for run in members]), {stage: one for stage, one in machines.items() if one is not None}
     if len(members) == 1:
         only = members[0]

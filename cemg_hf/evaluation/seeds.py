@@ -17,14 +17,14 @@ def over_seeds(runs: Mapping[str, Sequence[SliceValues]], some: Collection[str] 
     Args:
         runs: system -> one entry per seed, slice -> metric -> value. What was not measured under every seed is left out: a run may be older
             than a metric.
-        some: slices of which the seeds that were measured say what the others would, such as times: the others do not matter.
+        some: slices, such as times, whose mean is over the seeds that have them, instead of being left out. One seed alone has no spread.
 
     Returns:
         system -> slice -> metric -> mean, and the same of the standard deviation (of a sample, over n − 1; 0 for a single seed). A value
         that is None under any seed is None; "n" stays an integer.
     """
 
-    def reduced(reduce: Callable[[Sequence[float]], np.floating]) -> dict[str, Row]:
+    def reduced(reduce: Callable[[Sequence[float]], np.floating], least: int = 1) -> dict[str, Row]:
         return {
             system: {
                 part: {
@@ -33,12 +33,12 @@ def over_seeds(runs: Mapping[str, Sequence[SliceValues]], some: Collection[str] 
                     if all(metric in one for one in measured)
                 }
                 for part in dict.fromkeys(part for one in seeds for part in one)
-                if len(measured := [one[part] for one in seeds if part in one]) == len(seeds) or part in some
+                if len(measured := [one[part] for one in seeds if part in one]) == len(seeds) or (part in some and len(measured) >= least)
             }
             for system, seeds in runs.items()
         }
 
-    return reduced(np.mean), reduced(sample_std)
+    return reduced(np.mean), reduced(sample_std, least=2)
 
 
 def sample_std(values: Sequence[float]) -> np.floating:

@@ -113,9 +113,12 @@ def tested_against(system: str, comparison: Mapping[str, Any]) -> str:
     ]
     metric = metric_label(comparison["metric"])
     each = ", on each of the rankings" if len(said) > 1 else ""
-    seeds = comparison.get("systems", {}).get(system, {}).get("seeds", [])
-    if len(seeds) > 1:
-        each += f"; `{system}` is the mean of the seeds {', '.join(map(str, seeds))} there"
+    rows = comparison.get("systems", {})
+    # The card's own rows are of the seed that it is about.
+    means = {name: rows[name]["seeds"] for name in rows if name.split(", ")[0] == system and len(rows[name]["seeds"]) > 1}
+    if means:
+        of = "; ".join(f"`{name}` of seeds {', '.join(map(str, seeds))}" for name, seeds in means.items())
+        each += f"; tested are means over seeds, {of}"
     return f"Paired bootstrap over users, {metric}, p < {SIGNIFICANT} after Holm's correction{each}:\n\n" + "\n".join(said) + "\n\n"
 
 

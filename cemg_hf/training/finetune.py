@@ -45,7 +45,8 @@ from .validation import WIDTH, Validation
 logger = logging.getLogger(__name__)
 
 COMPILED_LENGTHS = 8
-"""A compiled network reads histories of lengths that are multiples of this: tensor cores like them, and there are fewer graphs."""
+"""A compiled network reads histories of lengths that are multiples of this: tensor cores like them, and a
+bidirectional network has fewer sizes to replay."""
 DENSE_WEIGHTS = tuple(round(0.1 * step, 1) for step in range(11))
 """Weights of the dense score that are tried on the validation users."""
 

@@ -165,8 +165,7 @@ class _Run:
         set_seed(seed, device_specific=True)
         network = _LossOnly(model)
         if config.compile:
-            # One graph for all lengths; on a GPU it is replayed as a whole, for each of them, instead of launched kernel by kernel.
-            network.compile(mode="reduce-overhead" if accelerator.device.type == "cuda" else None)
+            network.compile(mode=compile_mode(accelerator.device.type, config.gradient_accumulation_steps))
         # With fp16 the fused step hides from Accelerate that an overflow skipped it.
         fused = accelerator.device.type in ("cpu", "cuda") and accelerator.mixed_precision != "fp16"
         optimizer, self.schedule = build_optimizer(model, config, self.total_steps, fused=fused)
@@ -410,6 +409,15 @@ class _Run:
             self.log.append(row)
         numbers = {f"{row['event']}/{name}": value for name, value in row.items() if name not in ("event", "step")}
         self.accelerator.log(numbers, step=row["step"])
+
+
+def compile_mode(device_type: str, micro_batches: int) -> str | None:
+    """How `torch.compile` makes the one graph of all lengths.
+
+    On a GPU it is replayed as a whole, for each of them, instead of launched kernel by kernel; but a replay writes gradients where the
+    last one left them, so it cannot sum them over several micro-batches.
+    """
+    return "reduce-overhead" if device_type == "cuda" and micro_batches == 1 else None
 
 
 def _let_vary(batch: Mapping[str, Any]) -> None:

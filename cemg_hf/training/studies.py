@@ -315,8 +315,9 @@ class Study:
                     folders = {self._run(source, variant, seed - base.seed).folder for seed in missing}
                     otherwise = "another process is at it" if folders & self.elsewhere else "out of time"
                     not_run[name] = {"seeds": missing, "reason": self.failed.get(key, otherwise)}
-        here = machine_name(machine())
-        mean, std = over_seeds({row: seconds_of_one_machine(runs, made_on[row], here) for row, runs in values.items()}, some=COSTS)
+        for row in values:
+            values[row], rows[row]["seconds_of"] = seconds_of_one_machine(values[row], made_on[row], machine_name(machine()))
+        mean, std = over_seeds(values, some=COSTS)
         several = {row: std[row] for row in std if len(values[row]) > 1}
         alone = {row: found for row, found in intervals.items() if row not in several}  # what users say of the mean of seeds, no run knows
         return result_envelope(

@@ -295,3 +295,4 @@ def test_a_stage_has_the_machine_that_all_its_runs_had(tmp_path: Path) -> None:
     found = compare(read_runs(places), resamples=20).envelope_parts()["systems"]["a"]
     assert "machine" not in found
     assert found["machine_by_stage"] == {"prepare": cpu}
+    assert found["seconds_by_stage"] == {"prepare": 1.0}, "seconds of a card and of cores have no mean"

@@ -32,4 +32,6 @@ def test_of_some_slices_the_seeds_that_have_them_speak_for_all() -> None:
     for seeds in ([measured, not_measured], [not_measured, measured]):
         mean, std = over_seeds({"cemg": seeds}, some=["latency"])
         assert mean == {"cemg": {"test": {"hr@10": pytest.approx(0.3)}, "latency": {"ms": 3.0}}}
-        assert std["cemg"]["latency"] == {"ms": 0}
+        assert "latency" not in std["cemg"], "one measurement has no spread"
+    _, std = over_seeds({"cemg": [measured, not_measured, {"test": {"hr@10": 0.6}, "latency": {"ms": 5.0}}]}, some=["latency"])
+    assert std["cemg"]["latency"] == {"ms": pytest.approx(2**0.5)}

@@ -40,9 +40,11 @@ def test_a_comparison_of_one_slice_and_of_any_metric_is_told() -> None:
 
 
 def test_tests_of_a_mean_over_seeds_say_so() -> None:
-    several = comparison() | {"systems": {"cemg": {"seeds": [1, 2]}}}
-    assert "correction, on each of the rankings; `cemg` is the mean of the seeds 1, 2 there:" in model_card(card_model(), result(), several)
-    assert "mean of the seeds" not in model_card(card_model(), result(), comparison() | {"systems": {"cemg": {"seeds": [1]}}})
+    seeds = {"cemg": [1, 2], "cemg, codes only": [1, 2], "sasrec": [3, 4]}
+    several = comparison() | {"systems": {name: {"seeds": of} for name, of in seeds.items()}}
+    said = "each of the rankings; tested are means over seeds, `cemg` of seeds 1, 2; `cemg, codes only` of seeds 1, 2:"
+    assert said in model_card(card_model(), result(), several)
+    assert "means over seeds, `" not in model_card(card_model(), result(), comparison() | {"systems": {"cemg": {"seeds": [1]}}})
 
 
 def test_deviations_over_seeds_stand_where_there_are_several() -> None:

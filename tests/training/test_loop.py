@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from cemg_hf.errors import CEMGError
+from cemg_hf.training.loop import compile_mode
 from cemg_hf.training.loop_config import LoopConfig, TrainingReport
 from cemg_hf.training.optimizer import parameter_groups
 from cemg_hf.training.sampler import GlobalBatchSampler
@@ -595,3 +596,10 @@ def test_senseless_settings_are_refused(name: str, value: Any) -> None:
 
 def test_every_setting_has_a_help_text() -> None:
     assert all(entry.metadata.get("help") for kind in (LoopConfig, TrainingReport) for entry in fields(kind))
+
+
+def test_a_gpu_replays_graphs_unless_gradients_are_summed_over_replays() -> None:
+    """The memory of a replayed gradient is that of the next one: https://docs.pytorch.org/docs/stable/torch.compiler_cudagraph_trees.html"""
+    assert compile_mode("cuda", micro_batches=1) == "reduce-overhead"
+    assert compile_mode("cuda", micro_batches=2) is None
+    assert compile_mode("cpu", micro_batches=1) is None

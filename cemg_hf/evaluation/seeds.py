@@ -41,6 +41,20 @@ def over_seeds(runs: Mapping[str, Sequence[SliceValues]], some: Collection[str] 
     return reduced(np.mean), reduced(sample_std, least=2)
 
 
+def of_one_machine(
+    runs: Sequence[SliceValues], machines: Sequence[str], here: str, timed: Collection[str]
+) -> tuple[list[SliceValues], str]:
+    """One row's runs without the seconds of those that other machines made, and the machine that is left: seconds of two have no mean.
+
+    It is this machine where it made a run, else the one that made most of them.
+
+    Args: runs: one row's; machines: what each was made on; here: this machine; timed: the slices that hold seconds of a run.
+    """
+    chosen = here if here in machines else max(machines, key=machines.count)
+    untimed = [{name: run[name] for name in run if name not in timed} for run in runs]
+    return [run if where == chosen else other for run, other, where in zip(runs, untimed, machines, strict=True)], chosen
+
+
 def sample_std(values: Sequence[float]) -> np.floating:
     """Standard deviation over n − 1: what seeds say about other seeds. 0 for a single value."""
     return np.std(values, ddof=min(1, len(values) - 1))

@@ -150,7 +150,7 @@ def _costs(envelope: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -
 
 
 def machines_of(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Row → the machine of its runs, where not all rows had the same: their seconds are no comparison then."""
+    """Row → the machine that its seconds are of, where not all rows have the same: they are no comparison then."""
     found = {row: about.get("seconds_of") or ", ".join(about.get("machines", ())) or "–" for row, about in rows.items()}
     return found if len({where for where in found.values() if where != "–"}) > 1 else {}
 

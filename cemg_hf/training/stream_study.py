@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-COSTS = ("cost", "memory", "latency", "step")
-"""What a row costs, by slice: those of its seeds that were measured stand for all."""
 COLLISIONS = ("collision_rate_before_last_level", "collision_rate_before", "moved_share")
 
 
@@ -99,18 +97,6 @@ def slices_of(envelope: Mapping[str, Any], found: Mapping[str, Any], parts: Mapp
     whole = {**parts[""], **collisions(envelope.get("tokenizer", {})), "cost": spent}
     whole |= {name: found[name] for name in ("memory", "latency", "step") if name in found}
     return {**parts, "": whole, **found[LEFT_OUT]}
-
-
-def seconds_of_one_machine(runs: Sequence[SliceValues], machines: Sequence[str], here: str) -> tuple[list[SliceValues], str]:
-    """One row's runs without the seconds of those that other machines made, and the machine that is left: seconds of two have no mean.
-
-    It is this machine where it made a run, else the one that made most of them.
-
-    Args: runs: as `slices_of` gives them; machines: what each was made on; here: this machine.
-    """
-    chosen = here if here in machines else max(machines, key=machines.count)
-    of_others = [{name: run[name] for name in run if name != "cost"} for run in runs]
-    return [run if where == chosen else other for run, other, where in zip(runs, of_others, machines, strict=True)], chosen
 
 
 def collisions(report: Mapping[str, Any]) -> dict[str, dict[str, float | int | None]]:

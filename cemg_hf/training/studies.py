@@ -19,7 +19,7 @@ from ..errors import CEMGError
 from ..evaluation.protocol import EXCLUDING
 from ..evaluation.report import SliceIntervals, SliceValues, machine_name
 from ..evaluation.runs import FLOOR
-from ..evaluation.seeds import over_seeds
+from ..evaluation.seeds import of_one_machine, over_seeds
 from ..evaluation.study_pairs import paired_tests
 from ..evaluation.study_plots import plot_study
 from ..evaluation.study_report import COLUMNS, QUESTIONS, STREAMS, format_study
@@ -31,12 +31,16 @@ from .measurement import NothingToMeasure
 from .pipeline import FOLDERS, STAGES, run
 from .run_folder import result_of
 from .stage_store import SHARED_STAGES, StageStore
-from .stream_study import COSTS, measure, seconds_of_one_machine, slices_of
+from .stream_study import measure, slices_of
 from .study_variants import MSCGREC, STREAM_SYSTEMS, SWEEPS, Variant, ablated, compared, streamed, swept
 from .systems import stages_of
 
 logger = logging.getLogger(__name__)
 
+TIMED = ("seconds", "cost")
+"""Slices of a row with seconds that its runs took."""
+COSTS = (*TIMED, "memory", "latency", "step")
+"""What a row costs, by slice: those of its seeds that were measured stand for all."""
 STORE = "shared"
 """Folder, beside the runs of a recipe, of the stages that they have in common."""
 
@@ -316,7 +320,7 @@ class Study:
                     otherwise = "another process is at it" if folders & self.elsewhere else "out of time"
                     not_run[name] = {"seeds": missing, "reason": self.failed.get(key, otherwise)}
         for row in values:
-            values[row], rows[row]["seconds_of"] = seconds_of_one_machine(values[row], made_on[row], machine_name(machine()))
+            values[row], rows[row]["seconds_of"] = of_one_machine(values[row], made_on[row], machine_name(machine()), TIMED)
         mean, std = over_seeds(values, some=COSTS)
         several = {row: std[row] for row in std if len(values[row]) > 1}
         alone = {row: found for row, found in intervals.items() if row not in several}  # what users say of the mean of seeds, no run knows

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from cemg_hf.evaluation.seeds import over_seeds
+from cemg_hf.evaluation.seeds import of_one_machine, over_seeds
 
 
 def test_rows_are_means_and_spreads_over_the_seeds() -> None:
@@ -35,3 +35,12 @@ def test_of_some_slices_the_seeds_that_have_them_speak_for_all() -> None:
         assert "latency" not in std["cemg"], "one measurement has no spread"
     _, std = over_seeds({"cemg": [measured, not_measured, {"test": {"hr@10": 0.6}, "latency": {"ms": 5.0}}]}, some=["latency"])
     assert std["cemg"]["latency"] == {"ms": pytest.approx(2**0.5)}
+
+
+def test_seconds_are_those_of_this_machine_or_of_the_one_that_made_most_runs() -> None:
+    first, second, third = ({"cost": {"train_seconds": seconds}, "test": {"n": 5}} for seconds in (10.0, 14.0, 90.0))
+    without = {"test": {"n": 5}}
+    assert of_one_machine([first, third], ["a card", "2 cores"], "2 cores", ["cost"]) == ([without, third], "2 cores")
+    three = of_one_machine([third, first, second], ["4 cores", "a card", "a card"], "2 cores", ["cost"])
+    assert three == ([without, first, second], "a card")
+    assert of_one_machine([first], ["a card"], "2 cores", ["cost"]) == ([first], "a card")

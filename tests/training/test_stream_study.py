@@ -17,7 +17,7 @@ from cemg_hf.evaluation.study_pairs import evaluation_of, paired_tests
 from cemg_hf.models.cemg.assignment_cemg import collision_rate
 from cemg_hf.training import footprint, latency, step_cost
 from cemg_hf.training.loading import open_tokenizer
-from cemg_hf.training.stream_study import ONE_CODE, collisions, left_out, seconds_of_one_machine
+from cemg_hf.training.stream_study import ONE_CODE, collisions, left_out
 from cemg_hf.training.studies import Study, StudyConfig, run_study
 
 QUICK = (
@@ -227,15 +227,6 @@ def test_seconds_are_those_of_one_machine_and_costs_of_the_seeds_that_have_them(
     assert both["metrics"]["sasrec"]["latency"].keys() >= {"batch_1_ms"}
     assert both["rows"]["sasrec"]["seconds_of"] == next(one for one in both["rows"]["sasrec"]["machines"] if one != "a card")
     assert "cost" not in both["std"]["sasrec"], "one run has no spread"
-
-
-def test_seconds_are_those_of_this_machine_or_of_the_one_that_made_most_runs() -> None:
-    first, second, third = ({"cost": {"train_seconds": seconds}, "test": {"n": 5}} for seconds in (10.0, 14.0, 90.0))
-    without = {"test": {"n": 5}}
-    of = seconds_of_one_machine
-    assert of([first, third], ["a card", "2 cores"], "2 cores") == ([without, third], "2 cores")
-    assert of([third, first, second], ["4 cores", "a card", "a card"], "2 cores") == ([without, first, second], "a card")
-    assert of([first], ["a card"], "2 cores") == ([first], "a card")
 
 
 def took(run: Path, seconds: float) -> None:

@@ -180,6 +180,21 @@ def test_latency_of_a_run_whose_model_is_elsewhere_is_not_measured(ask: Ask, out
     assert answer["metrics"]["popularity"]["latency"]["batch_1_ms"] > 0
 
 
+def test_seconds_beside_a_machine_are_of_that_machine_alone(ask: Ask, tmp_path: Path) -> None:
+    ask("rq3", ("popularity", "item_knn"), tmp_path, seeds=2)
+    brought = tmp_path / "shop" / "popularity" / "seed-2" / "metrics.json"
+    envelope = json.loads(brought.read_text())
+    envelope["machine"]["accelerator"] = "a card"
+    envelope["seconds_by_stage"]["evaluate"] = 1e6
+    brought.write_text(json.dumps(envelope))
+    answer = ask("rq3", ("popularity", "item_knn"), tmp_path, seeds=2)
+    here = json.loads((tmp_path / "shop" / "popularity" / "seed-1" / "metrics.json").read_text())
+    assert answer["metrics"]["popularity"]["seconds"]["evaluate"] == here["seconds_by_stage"]["evaluate"]
+    assert "a card" in answer["rows"]["popularity"]["machines"]
+    assert answer["rows"]["popularity"]["seconds_of"] == answer["rows"]["item_knn"]["seconds_of"] != "a card"
+    assert "a card" not in (tmp_path / "rq3.md").read_text()
+
+
 def test_ablations_are_tested_against_the_whole(ask: Ask, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(studies, "ablated", lambda *arguments: ablated(*arguments)[:2])
     answer = ask("rq2")
